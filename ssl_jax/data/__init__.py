@@ -1,0 +1,1 @@
+"""Host side: sources and batches. NumPy in, NumPy out; no file here imports jax."""

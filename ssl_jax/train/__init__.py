@@ -1,0 +1,1 @@
+"""State, step, optimizers, schedules, checkpoints, loop; receives a Method, never imports one."""

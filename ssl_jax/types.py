@@ -1,0 +1,85 @@
+"""The few types that everything else is written in: Method, Network, Views, TrainState."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+
+PyTree = Any
+Batch = Mapping[str, jax.Array]
+# A mesh (or pmap, vmap) axis, several of them (data x fsdp), or None: one device or the global view.
+AxisName = str | tuple[str, ...] | None
+
+
+class Mode(NamedTuple):
+  """How a network is run, handed down to every layer that behaves differently in training.
+
+  train: normalise with the statistics of this batch (and drop out, if the network does).
+  axis_name: the axis over which the caller's batch is spread, when the caller is inside pmap,
+    shard_map or vmap. None in the global view, where a mean over rows already is the global mean.
+  momentum: replaces the momentum of running statistics; 0. leaves exactly this batch's statistics.
+  """
+
+  train: bool = False
+  axis_name: AxisName = None
+  momentum: float | None = None
+
+
+class Network(NamedTuple):
+  """A network as two pure functions; `models.from_linen` makes one, so can any other library.
+
+  init: (key, x [B, ...]) -> (params, state)
+  apply: (params, state, x [B, ...], mode, *, key=None) -> (outputs, state)
+    outputs are (representation [B, D], projection [B, P]).
+  """
+
+  init: Callable[..., tuple[PyTree, PyTree]]
+  apply: Callable[..., tuple[Any, PyTree]]
+
+
+class Views(NamedTuple):
+  """What happens to a batch of raw examples on the accelerator.
+
+  prepare: (keys [B], batch) -> batch, before `Method.loss`, inside the jitted step. One key per
+    example, drawn from (seed, epoch, example id), so that nothing depends on the device count.
+  inputs: (batch) -> inputs [B, ...], the deterministic counterpart for `Method.embed`.
+  """
+
+  prepare: Callable[[jax.Array, Batch], Batch]
+  inputs: Callable[[Batch], jax.Array]
+
+
+def unchanged(params: PyTree, state: PyTree, step: jax.Array) -> tuple[PyTree, PyTree]:
+  """The default `Method.after`."""
+  return params, state
+
+
+class Method(NamedTuple):
+  """A self-supervised method as pure functions, in the manner of optax.GradientTransformation.
+
+  init: (key, batch) -> (params, state)
+  loss: (params, state, batch, *, key, step) -> (scalar, (state, metrics)); differentiable in params
+  embed: (params, state, inputs) -> representation [B, D]
+  after: (params, state, step) -> (params, state), after the optimizer: EMA targets, projections
+  frozen: (params, step) -> tree of bool, the leaves the optimizer leaves alone now; or None
+  calibrate: (params, state, inputs) -> state whose normalisation statistics are those of `inputs`
+    alone (evaluation averages it over a pass); or None where there are no such statistics
+
+  `state` holds everything that is not trained by gradient: running statistics, EMA targets, queues.
+  """
+
+  init: Callable[..., tuple[PyTree, PyTree]]
+  loss: Callable[..., tuple[jax.Array, tuple[PyTree, Mapping[str, jax.Array]]]]
+  embed: Callable[..., jax.Array]
+  after: Callable[..., tuple[PyTree, PyTree]] = unchanged
+  frozen: Callable[..., PyTree] | None = None
+  calibrate: Callable[..., PyTree] | None = None
+
+
+class TrainState(NamedTuple):
+  """All that training changes; every leaf is a global array. `step` counts batches consumed."""
+
+  step: jax.Array
+  params: PyTree
+  state: PyTree
+  opt: PyTree

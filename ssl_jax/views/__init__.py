@@ -1,0 +1,1 @@
+"""Pure (key, arrays) -> arrays on the accelerator."""
