@@ -1,0 +1,249 @@
+"""LARS, AdamW and SGD that leave biases and norms alone, as optax gradient transformations.
+
+LARS (You et al. 2017, arXiv:1708.03888) gives every parameter tensor w, with gradient g, a rate q:
+
+  u = q (g + beta w)
+  q = eta |w| / |g + beta w|      (joint)        v <- mu v + lr u,  w <- w - v      (lr inside)
+  q = eta |w| / (|g| + beta |w|)  (split)        v <- mu v + u,     w <- w - lr v   (lr outside)
+
+lr inside or outside of the momentum is the same until lr changes; then `inside` still moves at the
+rates of earlier steps. google-research/simclr is joint and inside; BYOL, MoCo-v3, Barlow Twins,
+VICReg and MAE are joint and outside; apex's LARC (SwAV) and lightly are split and outside.
+
+Every optimizer here computes and keeps its state in float32 or better, works on any pytree, and
+keeps state whose paths end in the parameter's path, so that one sharding rule covers both.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from ssl_jax.parallel import path_name
+from ssl_jax.train import schedules
+from ssl_jax.types import PyTree
+
+LearningRate = float | schedules.Schedule
+# (name of the leaf such as 'encoder/conv/bias', leaf) -> whether the leaf is left alone
+Predicate = Callable[[str, jax.Array], bool]
+
+
+# --- which leaves are left alone ------------------------------------------------------------------
+
+
+def bias_and_norm(name: str, leaf: jax.Array) -> bool:
+  """Biases and gains of norms, by name: in a stack of scanned layers they have two dimensions."""
+  return name.rsplit('/', 1)[-1] in ('bias', 'scale')
+
+
+def one_dimensional(name: str, leaf: jax.Array) -> bool:
+  """Vectors and scalars whatever their name, as in MoCo-v3, Barlow Twins and VICReg."""
+  return jnp.ndim(leaf) <= 1
+
+
+def nothing(name: str, leaf: jax.Array) -> bool:
+  return False
+
+
+EXCLUDE = {'bias_and_norm': bias_and_norm, 'one_dimensional': one_dimensional, 'nothing': nothing}
+
+
+def _predicate(exclude: str | Predicate) -> Predicate:
+  if callable(exclude):
+    return exclude
+  if exclude not in EXCLUDE:
+    raise ValueError(f'unknown exclude {exclude!r}; choose from {sorted(EXCLUDE)}, or give a '
+                     f'function (name, leaf) -> bool')
+  return EXCLUDE[exclude]
+
+
+def excluded(tree: PyTree, exclude: str | Predicate = 'bias_and_norm') -> PyTree:
+  """A tree of bool in the shape of `tree`: which leaves get no weight decay (and no LARS rate)."""
+  predicate = _predicate(exclude)
+  return jax.tree_util.tree_map_with_path(
+    lambda path, leaf: bool(predicate(path_name(path), leaf)), tree)
+
+
+# --- what all of them share -----------------------------------------------------------------------
+
+
+def _at_least_float32(tree: PyTree) -> PyTree:
+  return jax.tree.map(lambda x: x.astype(jnp.promote_types(x.dtype, jnp.float32)), tree)
+
+
+def _composed(clip_norm: float | None, *transforms) -> optax.GradientTransformation:
+  """Clips, then applies `transforms`; bfloat16 gradients and parameters are raised first.
+
+  The updates stay float32: `optax.apply_updates` adds them before it rounds to the parameter's
+  dtype.
+  """
+  clip = () if clip_norm is None else (optax.clip_by_global_norm(clip_norm),)
+  chain = optax.chain(*clip, *transforms)
+
+  def update(grads, state, params):
+    return chain.update(_at_least_float32(grads), state, _at_least_float32(params))
+
+  return optax.GradientTransformation(lambda params: chain.init(_at_least_float32(params)), update)
+
+
+def _decay(weight_decay: float, exclude: str | Predicate) -> optax.GradientTransformation:
+  _predicate(exclude)  # a wrong name is an error now, not at the first step
+  return optax.add_decayed_weights(
+    weight_decay, lambda tree: jax.tree.map(lambda left_alone: not left_alone,
+                                            excluded(tree, exclude)))
+
+
+def _schedule(learning_rate: LearningRate) -> schedules.Schedule:
+  return learning_rate if callable(learning_rate) else schedules.constant(learning_rate)
+
+
+# --- LARS -----------------------------------------------------------------------------------------
+
+
+class LarsState(NamedTuple):
+  """count: updates made, int32 []; momentum: like the parameters, float32 or better."""
+
+  count: jax.Array
+  momentum: PyTree
+
+
+def _norm(x: jax.Array) -> jax.Array:
+  # No ravel, as jnp.linalg.norm does: reshaping a sharded array would gather it on every device.
+  return jnp.sqrt(jnp.sum(jnp.square(x)))
+
+
+def _adapt(g, w, *, weight_decay, trust_coefficient, denominator, epsilon):
+  """q (g + beta w); where a norm is 0 there is no rate to compute, and the references use q = 1."""
+  decayed = g + weight_decay * w
+  w_norm = _norm(w)
+  if denominator == 'joint':
+    g_norm = below = _norm(decayed)
+    fallback = decayed
+  else:
+    g_norm = _norm(g)
+    below = g_norm + weight_decay * w_norm
+    fallback = g  # LARC and lightly then leave out the decay as well
+  defined = (w_norm > 0) & (g_norm > 0)
+  ratio = trust_coefficient * w_norm / jnp.where(defined, below + epsilon, 1)
+  return jnp.where(defined, ratio * decayed, fallback)
+
+
+def lars(
+    learning_rate: LearningRate,
+    *,
+    momentum: float = 0.9,
+    weight_decay: float = 1e-6,
+    trust_coefficient: float = 0.001,
+    exclude: str | Predicate = 'bias_and_norm',
+    nesterov: bool = False,
+    learning_rate_inside: bool = True,
+    denominator: str = 'joint',
+    epsilon: float = 0.0,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """Layer-wise adaptive rates; the equations stand at the top of this file.
+
+  Leaves that `exclude` names get neither decay nor a rate of their own: plain momentum.
+  (`optax.lars` excludes nothing by default.) A stack of scanned layers is one tensor with one rate.
+
+  Args:
+    learning_rate: a number, or a schedule of the number of updates made so far.
+    exclude: 'bias_and_norm', 'one_dimensional', 'nothing', or (name, leaf) -> bool.
+    learning_rate_inside: whether the momentum sums rates times gradients (simclr) or gradients.
+    denominator: 'joint', |g + beta w|, or 'split', |g| + beta |w|.
+    epsilon: added to the denominator; 0 in simclr and its followers, 1e-8 in LARC and lightly.
+    clip_norm: largest global norm of the gradient, before everything else; None does not clip.
+
+  Raises:
+    ValueError: an unknown `exclude` or `denominator`.
+  """
+  predicate = _predicate(exclude)
+  if denominator not in ('joint', 'split'):
+    raise ValueError(f"unknown denominator {denominator!r}; choose from ('joint', 'split')")
+  schedule = _schedule(learning_rate)
+
+  def init(params):
+    return LarsState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
+
+  def direction(g, w, left_alone):
+    if left_alone:
+      return g
+    return _adapt(g, w, weight_decay=weight_decay, trust_coefficient=trust_coefficient,
+                  denominator=denominator, epsilon=epsilon)
+
+  def update(grads, state, params):
+    rate = schedule(state.count)
+    inside, outside = (rate, 1) if learning_rate_inside else (1, rate)
+    steps = jax.tree.map(direction, grads, params, excluded(params, predicate))
+    steps = jax.tree.map(lambda u: (inside * u).astype(u.dtype), steps)
+    trace = jax.tree.map(lambda v, u: momentum * v + u, state.momentum, steps)
+    ahead = jax.tree.map(lambda v, u: momentum * v + u, trace, steps) if nesterov else trace
+    updates = jax.tree.map(lambda v: (-outside * v).astype(v.dtype), ahead)
+    return updates, LarsState(optax.safe_increment(state.count), trace)
+
+  return _composed(clip_norm, optax.GradientTransformation(init, update))
+
+
+# --- AdamW and SGD --------------------------------------------------------------------------------
+
+
+def adamw(
+    learning_rate: LearningRate,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-8,
+    weight_decay: float = 0.01,
+    exclude: str | Predicate = 'bias_and_norm',
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """Adam with decoupled weight decay, w <- w - lr (m / (sqrt(v) + eps) + beta w), as in torch.
+
+  Reference: Loshchilov and Hutter 2019 (arXiv:1711.05101); the decay is multiplied by the rate.
+  Arguments as in `lars`; MAE's are b2=0.95, weight_decay=0.05.
+  """
+  return _composed(
+    clip_norm,
+    optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon),
+    _decay(weight_decay, exclude),
+    optax.scale_by_learning_rate(_schedule(learning_rate)))
+
+
+def sgd(
+    learning_rate: LearningRate,
+    *,
+    momentum: float = 0.9,
+    nesterov: bool = False,
+    weight_decay: float = 0.0,
+    exclude: str | Predicate = 'bias_and_norm',
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """v <- mu v + g + beta w, w <- w - lr v: the decay enters the momentum, as in torch.
+
+  Arguments as in `lars`. MoCo v1, v2 and SimSiam decay everything: exclude='nothing'.
+  """
+  return _composed(
+    clip_norm,
+    _decay(weight_decay, exclude),
+    optax.trace(decay=momentum, nesterov=nesterov),
+    optax.scale_by_learning_rate(_schedule(learning_rate)))
+
+
+OPTIMIZERS = {'lars': lars, 'adamw': adamw, 'sgd': sgd}
+
+
+def make_optimizer(
+    name: str, learning_rate: LearningRate, **options
+) -> optax.GradientTransformation:
+  """The optimizer called `name` with its own keyword arguments, for configs.
+
+  A caller that logs the learning rate evaluates its schedule itself.
+
+  Raises:
+    ValueError: an unknown name or argument value. TypeError: an argument it does not take.
+  """
+  if name not in OPTIMIZERS:
+    raise ValueError(f'unknown optimizer {name!r}; choose from {sorted(OPTIMIZERS)}')
+  return OPTIMIZERS[name](learning_rate, **options)
