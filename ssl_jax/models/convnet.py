@@ -1,0 +1,51 @@
+"""A plain convolutional network for 28x28 and 32x32 images that trains in minutes on two CPU cores.
+
+3x3 convolutions, each with BatchNorm and ReLU, then a mean over positions. At 28x28x1 the default
+costs 4.3 MFLOP per image forwards; ResNet-18 (CIFAR stem, 32x32) costs 1110.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ssl_jax.models.norm import BatchNorm, BatchNormPolicy
+from ssl_jax.types import Mode
+
+
+class ConvNet(nn.Module):
+  """[B, H, W, C] -> [B, channels[-1]]."""
+
+  channels: Sequence[int]
+  strides: Sequence[int]
+  batch_norm: BatchNormPolicy = BatchNormPolicy()
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+    for channels, stride in zip(self.channels, self.strides):
+      x = nn.Conv(channels, (3, 3), stride, padding=1, use_bias=False, dtype=self.dtype,
+                  kernel_init=nn.initializers.he_normal())(x)
+      x = nn.relu(BatchNorm(self.batch_norm)(x, mode))
+    return x.mean((1, 2))
+
+
+def convnet(*, channels: Sequence[int] = (32, 64, 128), strides: Sequence[int] = (2, 2, 2),
+            batch_norm: Mapping[str, Any] | None = None, dtype: Any = jnp.float32) -> nn.Module:
+  """A small convolutional encoder.
+
+  Args:
+    channels: output channels of each layer; the representation has channels[-1] numbers.
+    strides: stride of each layer.
+    batch_norm: keywords of `BatchNormPolicy`.
+    dtype: of the computation; parameters are float32.
+
+  Raises:
+    ValueError: `channels` and `strides` differ in length, or an unknown key in `batch_norm`.
+  """
+  if len(channels) != len(strides):
+    raise ValueError(f'convnet has {len(channels)} channels but {len(strides)} strides; '
+                     'give one stride per layer')
+  return ConvNet(tuple(channels), tuple(strides), BatchNormPolicy.of(batch_norm), dtype)

@@ -1,0 +1,66 @@
+"""Projection heads: the small perceptron between a representation and the objective.
+
+SimCLR (arXiv:2002.05709): z = BN(W2 relu(BN(W1 h))), W without bias; its code (google-research/
+simclr, tf2/model.py) gives the last BatchNorm a scale but no bias. SimCLR v2 (arXiv:2006.10029) has
+three layers.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ssl_jax.models.norm import BatchNorm, BatchNormPolicy
+from ssl_jax.types import Mode
+
+OUTPUT_NORMS = (None, 'scale', 'plain')
+
+
+class MLP(nn.Module):
+  """[B, D] -> [B, out]."""
+
+  layers: int
+  hidden: int | None
+  out: int
+  output_norm: str | None
+  batch_norm: BatchNormPolicy = BatchNormPolicy()
+  dtype: Any = jnp.float32
+
+  @nn.compact
+  def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+    hidden = self.hidden or x.shape[-1]
+    for _ in range(self.layers - 1):
+      x = nn.Dense(hidden, use_bias=False, dtype=self.dtype)(x)
+      x = nn.relu(BatchNorm(self.batch_norm)(x, mode))
+    x = nn.Dense(self.out, use_bias=False, dtype=self.dtype)(x)
+    if self.output_norm:
+      use_scale = self.output_norm == 'scale'
+      x = BatchNorm(self.batch_norm, use_scale=use_scale, use_bias=False)(x, mode)
+    # Losses normalise and exponentiate: not in half precision.
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
+
+
+def mlp(*, layers: int = 2, hidden: int | None = None, out: int = 128,
+        output_norm: str | None = 'scale', batch_norm: Mapping[str, Any] | None = None,
+        dtype: Any = jnp.float32) -> nn.Module:
+  """A projection head; the defaults are SimCLR's.
+
+  Args:
+    layers: dense layers, counting the last.
+    hidden: width of the layers before the last; None is the width of the representation.
+    out: width of the projection.
+    output_norm: BatchNorm on the projection: None, 'scale' (learned scale, no bias: SimCLR) or
+      'plain' (neither: MoCo v3, SimSiam).
+    batch_norm: keywords of `BatchNormPolicy`.
+    dtype: of the computation; parameters, and the projection, are float32.
+
+  Raises:
+    ValueError: no layer, an unknown `output_norm`, or an unknown key in `batch_norm`.
+  """
+  if layers < 1:
+    raise ValueError(f'mlp needs at least one layer, not {layers}')
+  if output_norm not in OUTPUT_NORMS:
+    raise ValueError(f'output_norm must be one of {OUTPUT_NORMS}, not {output_norm!r}')
+  return MLP(layers, hidden, out, output_norm, BatchNormPolicy.of(batch_norm), dtype)

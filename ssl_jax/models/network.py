@@ -1,0 +1,157 @@
+"""Linen modules as pure functions, and the ways to run one encoder over several views or chunks."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from ssl_jax.parallel import fold, unfold
+from ssl_jax.types import Mode, Network, PyTree
+
+
+def from_linen(module: nn.Module) -> Network:
+  """Wraps a Linen module called `module(x, mode)` as a `Network`.
+
+  `state` holds every collection except 'params'; outside training it is returned as it came. `key`
+  feeds the rngs 'dropout' and 'batch_norm' (shuffled groups).
+  """
+
+  def init(key, x):
+    variables = dict(module.init(key, x, Mode()))
+    return variables.pop('params', {}), variables
+
+  def apply(params, state, x, mode, *, key=None):
+    variables = {'params': params, **state}
+    rngs = {} if key is None else {name: jax.random.fold_in(key, i) for i, name in
+                                   enumerate(('dropout', 'batch_norm'))}
+    if not mode.train:
+      return module.apply(variables, x, mode, rngs=rngs), state
+    outputs, changed = module.apply(variables, x, mode, rngs=rngs, mutable=list(state))
+    return outputs, {**state, **changed}
+
+  return Network(init, apply)
+
+
+class WithHead(nn.Module):
+  """x -> (representation h, projection z = head(h)); evaluation uses h, the objective z."""
+
+  backbone: nn.Module
+  head: nn.Module
+
+  def __call__(self, x: jax.Array, mode: Mode) -> tuple[jax.Array, jax.Array]:
+    h = self.backbone(x, mode)
+    return h, self.head(h, mode)
+
+
+def with_head(backbone: nn.Module, head: nn.Module) -> nn.Module:
+  """A module returning (backbone(x), head(backbone(x)))."""
+  return WithHead(backbone, head)
+
+
+def apply_views(net: Network, params: PyTree, state: PyTree, views: jax.Array, mode: Mode, *,
+                key: jax.Array | None = None, separate: bool = False) -> tuple[tuple, PyTree]:
+  """Runs `net` over views [B, V, ...] of a batch.
+
+  Together, all views are one batch: BatchNorm statistics span them (SimCLR). Separate, every view
+  is a batch of its own (BYOL, Barlow Twins, VICReg, SimSiam, MoCo v3), one after the other, each
+  starting from the running statistics that the one before left.
+
+  Returns:
+    (outputs, state): outputs[v] is what the network returns for view v.
+  """
+  count = views.shape[1]
+  if not separate:
+    outputs, state = net.apply(params, state, fold(views), mode, key=key)
+    leaves, structure = jax.tree.flatten(outputs)
+    per_view = zip(*[unfold(leaf, count) for leaf in leaves])
+    return tuple(structure.unflatten(leaves) for leaves in per_view), state
+  outputs = []
+  for v in range(count):
+    view_key = None if key is None else jax.random.fold_in(key, v)
+    output, state = net.apply(params, state, views[:, v], mode, key=view_key)
+    outputs.append(output)
+  return tuple(outputs), state
+
+
+def chunked(net: Network, rows: int, *, block: int = 1) -> Network:
+  """A network that trains on `rows` rows at a time and keeps only their outputs for the gradient.
+
+  Each chunk runs under `jax.checkpoint` inside one `lax.map`: gradient caching (arXiv:2101.06983)
+  and gradient accumulation in one, exact for losses that couple the rows of the whole batch,
+  because the loss sees all outputs. Memory is that of one chunk, at the price of one more forward.
+
+  Chunks are strided: of the batch seen as [B / (K * block), K, block], chunk k holds [:, k]. So
+  every device of a mesh works on its own rows, where contiguous chunks would all-gather the images.
+
+  BatchNorm statistics are those of a chunk, exact where its groups divide `block`; the running
+  statistics are the mean over chunks. Outside training the batch is not chunked.
+
+  Args:
+    net: the network to wrap.
+    rows: rows of a chunk, a multiple of `block`, dividing the batch (of the device, inside
+      shard_map, pmap or vmap).
+    block: consecutive rows that stay together: the number of views, or of rows in a BatchNorm
+      group.
+
+  Raises:
+    ValueError: `rows` is not a multiple of `block`, or the batch is not a multiple of `rows`.
+  """
+  if rows < 1 or block < 1 or rows % block:
+    low = max(rows // block, 1) * block if block > 0 else 1
+    raise ValueError(f'chunks of {rows} rows do not hold whole blocks of {block} rows; '
+                     f'use {low} or {low + max(block, 1)} rows')
+
+  def apply(params, state, x, mode, *, key=None):
+    if not mode.train:
+      return net.apply(params, state, x, mode, key=key)
+    _check_divides(len(x), rows)
+    count = len(x) // rows
+    if count == 1:
+      return net.apply(params, state, x, mode, key=key)
+
+    # No CSE can undo the recomputation inside a loop, so the barriers against it are not needed.
+    @_checkpoint
+    def chunk(params, state, x, key):
+      return net.apply(params, state, x, mode, key=key)
+
+    keys = None if key is None else jax.random.split(key, count)
+    outputs, states = jax.lax.map(lambda args: chunk(params, state, *args),
+                                  (_split(x, count, block), keys))
+    return jax.tree.map(lambda y: _join(y, block), outputs), jax.tree.map(_mean, states)
+
+  return Network(net.init, apply)
+
+
+def _checkpoint(function: Callable) -> Callable:
+  return jax.checkpoint(function, prevent_cse=False)
+
+
+def _check_divides(batch: int, rows: int) -> None:
+  if batch % rows == 0:
+    return
+  divisors = [n for n in range(1, batch + 1) if batch % n == 0]
+  below = max(n for n in divisors if n < rows) if rows > 1 else 1
+  above = min((n for n in divisors if n > rows), default=batch)
+  lower = max(batch // rows, 1) * rows
+  raise ValueError(f'a batch of {batch} rows does not split into chunks of {rows}; use chunks of '
+                   f'{below} or {above} rows, or a batch of {lower} or {lower + rows} rows')
+
+
+def _split(x: jax.Array, count: int, block: int) -> jax.Array:
+  """[B, ...] -> [count, B / count, ...], strided in blocks."""
+  x = x.reshape(-1, count, block, *x.shape[1:])
+  return jnp.moveaxis(x, 1, 0).reshape(count, -1, *x.shape[3:])
+
+
+def _join(y: jax.Array, block: int) -> jax.Array:
+  """The inverse of `_split`."""
+  count = y.shape[0]
+  y = y.reshape(count, -1, block, *y.shape[2:])
+  return jnp.moveaxis(y, 0, 1).reshape(-1, *y.shape[3:])
+
+
+def _mean(stacked: jax.Array) -> Any:
+  """Mean over chunks of a running statistic; counters, equal in all chunks, are taken as is."""
+  return stacked.mean(0) if jnp.issubdtype(stacked.dtype, jnp.inexact) else stacked[0]
