@@ -1,0 +1,359 @@
+"""A config becomes objects: the only file that knows both names and modules.
+
+Every section with a `name` is a function call: the name is looked up in one folder (or is a dotted
+path to a module of yours with a `build` function), the other keys are its keyword arguments. The
+function's signature is the schema: an unknown key, a missing key or a wrong type is a ConfigError.
+"""
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from ssl_jax import methods, views
+from ssl_jax.data import sources
+from ssl_jax.models import convnet, mlp, resnet
+from ssl_jax.models.network import chunked, from_linen, with_head
+from ssl_jax.models.norm import BatchNormPolicy
+from ssl_jax.parallel import batch_axes, make_mesh, over
+from ssl_jax.train import optimizers, schedules
+from ssl_jax.train.step import Program, make_program
+from ssl_jax.types import Method, Network, Views
+
+
+class ConfigError(ValueError):
+  """The user's configuration cannot be run; the message says what to change. Exit code 2."""
+
+
+class Experiment(NamedTuple):
+  """What a config describes, before anything is computed.
+
+  Attributes:
+    source: the training data.
+    views, method, tx, schedule: what the step is made of.
+    mesh: where it runs.
+    batch: shapes and dtypes of a raw global batch.
+    steps: of the whole run.
+    steps_per_epoch: whole batches in one pass over the source.
+  """
+
+  source: Any
+  views: Views
+  method: Method
+  tx: optax.GradientTransformation
+  schedule: Callable
+  mesh: Mesh
+  batch: Mapping[str, jax.ShapeDtypeStruct]
+  steps: int
+  steps_per_epoch: int
+
+  def program(self, config) -> Program:
+    return make_program(
+      self.method, self.tx, self.batch, seed=config.seed, mesh=self.mesh,
+      prepare=self.views.prepare, rules=config.sharding)
+
+
+def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
+  """Builds everything that `config` (a ConfigDict) names.
+
+  Args:
+    config: see configs/ for examples.
+    devices: to run on; all of this process group by default.
+
+  Raises:
+    ConfigError: with what was expected, what came and what to do.
+  """
+  check_numbers(config)
+  mesh = _mesh(config, devices)
+  _check_batch(config, mesh)
+  train = source(config)
+  length, size = len(train), config.batch_size
+  if length < size:
+    raise ConfigError(f'config.batch_size is {size}, but the data have only {length} examples; '
+                      f'use at most {length}')
+  per_epoch = length // size
+  steps = _steps(config, per_epoch)
+  schedule = _schedule(config, steps, per_epoch)
+  recipe = image_views(config)
+  return Experiment(
+    source=train, views=recipe, method=method(config, mesh),
+    tx=_call('optimizer', config.optimizer, optimizers.OPTIMIZERS, schedule), schedule=schedule,
+    mesh=mesh, batch=_abstract_batch(train, size), steps=steps, steps_per_epoch=per_epoch)
+
+
+def source(config, split: str | None = None):
+  """The data of `config.data`; `split` replaces its own."""
+  spec = dict(config.data)
+  if split is not None:
+    spec['split'] = split
+  return _call('data', spec, _functions(sources))
+
+
+def image_views(config) -> Views:
+  return _call('views', config.views, _modules(views))
+
+
+def network(config) -> Network:
+  """Backbone and head as one network, in chunks if `config.microbatch` says so."""
+  choices = {**_functions(resnet), **_functions(convnet)}
+  net = from_linen(with_head(
+    _call('network', config.network, choices), _call('head', config.head, _functions(mlp))))
+  if not config.microbatch:
+    return net
+  count = 1 if config.method.get('separate_views') else config.views.get('views', 2)
+  group = BatchNormPolicy.of(_plain(config.network.get('batch_norm'))).group_size
+  return chunked(net, config.microbatch * count, block=group or count)
+
+
+def method(config, mesh: Mesh | None = None) -> Method:
+  """The method, its loss head over `mesh` (None: one device)."""
+  placement = {} if mesh is None else {'on_batch': over(mesh)}
+  return _call('method', config.method, _modules(methods), network(config), **placement)
+
+
+def defaults(config) -> list[tuple[str, Any]]:
+  """(field, default) of everything that the named functions take and the config does not set."""
+  choices = dict(
+    data=_functions(sources), views=_modules(views), head=_functions(mlp),
+    network={**_functions(resnet), **_functions(convnet)}, method=_modules(methods),
+    optimizer=optimizers.OPTIMIZERS)
+  found = []
+  for section, known in choices.items():
+    spec = _plain(config.get(section) or {})
+    if spec.get('name') in known:
+      found += [(f'{section}.{key}', p.default)
+                for key, p in signature(known[spec['name']]).items()
+                if key not in spec and key not in NOT_IN_CONFIGS and p.default is not p.empty]
+  return found
+
+
+# --- checks that need more than one section -------------------------------------------------------
+
+# Arguments that are no business of a config: build.py fills them in.
+NOT_IN_CONFIGS = ('on_batch',)
+
+REQUIRED = ('seed', 'data', 'batch_size', 'views', 'network', 'head', 'method', 'optimizer',
+            'schedule')
+OPTIONAL = dict(
+  steps=None,  # of the whole run; or
+  epochs=None,
+  microbatch=None,  # examples that go through the encoder at once; None: the whole batch
+  mesh=dict(data=-1),  # axis -> devices; -1 takes all that are left
+  sharding=(),  # (pattern, axis) pairs, see parallel.infer_sharding
+  workers=0,  # processes that read data
+  patience=10,  # steps in a row that may be not finite
+  log_every=50,
+  checkpoint=dict(every=1000, keep=3),
+  evaluate=dict(every=None, health_every=100, train_split='train', test_split='test'),
+)
+
+
+def complete(config) -> ConfigDict:
+  """`config` with every optional field present.
+
+  Raises:
+    ConfigError: a field is missing, unknown, or of the wrong kind.
+  """
+  full = ConfigDict(OPTIONAL)
+  with full.ignore_type():
+    for key, value in config.items():
+      if key not in (*REQUIRED, *OPTIONAL):
+        raise ConfigError(f'config.{key} is unknown{_did_you_mean(key, (*REQUIRED, *OPTIONAL))}')
+      if key in ('checkpoint', 'evaluate'):
+        for name, inner in value.items():
+          if name not in OPTIONAL[key]:
+            raise ConfigError(f'config.{key}.{name} is unknown{_did_you_mean(name, OPTIONAL[key])}')
+          full[key][name] = inner
+      else:
+        full[key] = value
+  for key in REQUIRED:
+    if key not in full:
+      raise ConfigError(f'config.{key} is missing')
+  return full
+
+
+def check_numbers(config) -> None:
+  """Raises ConfigError for a count that is not a whole number, or too small."""
+  counts = dict(seed=0, batch_size=1, steps=1, microbatch=1, workers=0, patience=1, log_every=1)
+  periods = {'checkpoint.every': 0, 'checkpoint.keep': 1, 'evaluate.every': 0,
+             'evaluate.health_every': 0}
+  for key, low in {**counts, **periods}.items():
+    section, _, name = key.rpartition('.')
+    value = (config[section] if section else config)[name]
+    if value is None and key not in ('seed', 'batch_size', 'workers', 'patience', 'log_every'):
+      continue
+    if type(value) is not int or value < low:
+      raise ConfigError(f'config.{key} must be a whole number of at least {low}, got {value!r}')
+
+
+def _mesh(config, devices) -> Mesh:
+  try:
+    return make_mesh(config.mesh.to_dict(), devices)
+  except ValueError as error:
+    raise ConfigError(f'config.mesh: {error}') from error
+
+
+def _check_batch(config, mesh: Mesh) -> None:
+  """The batch and its chunks must split evenly over the devices that hold rows."""
+  shards = int(np.prod([mesh.shape[axis] for axis in batch_axes(mesh)]))
+  for key in ('batch_size', 'microbatch'):
+    n = config[key]
+    if n and n % shards:
+      lower, upper = n // shards * shards, (n // shards + 1) * shards
+      nearest = f'{lower} or {upper}' if lower else f'{upper}'
+      raise ConfigError(f'config.{key} is {n}, which does not split over {shards} devices; '
+                        f'use {nearest}')
+  chunk = config.microbatch
+  if chunk and config.batch_size % chunk:
+    divisors = [n for n in range(shards, config.batch_size + 1, shards) if config.batch_size % n == 0]
+    nearest = sorted(divisors, key=lambda n: abs(n - chunk))[:2]
+    raise ConfigError(f'config.microbatch is {chunk}, which does not divide the batch of '
+                      f'{config.batch_size}; use {" or ".join(map(str, nearest))}')
+  group = BatchNormPolicy.of(_plain(config.network.get('batch_norm'))).group_size
+  rows = (chunk or config.batch_size) * (
+    1 if config.method.get('separate_views') else config.views.get('views', 2))
+  if group and rows % group:
+    raise ConfigError(f'config.network.batch_norm.group_size is {group}, which does not divide the '
+                      f'{rows} rows that the network sees at once')
+
+
+def _steps(config, per_epoch: int) -> int:
+  steps, epochs = config.steps, config.epochs
+  if bool(steps) == bool(epochs):
+    raise ConfigError(f'give either config.steps or config.epochs, got {steps} and {epochs}')
+  return steps or max(1, round(epochs * per_epoch))
+
+
+def _schedule(config, steps: int, per_epoch: int) -> Callable:
+  def warmup_cosine(
+      *, learning_rate: float, scaling: str | None = None, warmup_steps: int | None = None,
+      warmup_epochs: float = 0.0, final: float = 0.0):
+    if warmup_steps is None:
+      warmup_steps = round(warmup_epochs * per_epoch)
+    peak = schedules.scale_learning_rate(learning_rate, batch_size=config.batch_size, rule=scaling)
+    return schedules.warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps, final=final)
+
+  def constant(*, learning_rate: float, scaling: str | None = None):
+    return schedules.constant(schedules.scale_learning_rate(
+      learning_rate, batch_size=config.batch_size, rule=scaling))
+
+  return _call('schedule', config.schedule, dict(warmup_cosine=warmup_cosine, constant=constant))
+
+
+def _abstract_batch(train, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  example = {name: np.asarray(value) for name, value in train[0].items()}
+  batch = {name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for name, x in example.items()}
+  counter = jax.ShapeDtypeStruct((size,), np.uint32)
+  return {**batch, 'id': counter, 'epoch': counter}
+
+
+# --- names to calls -------------------------------------------------------------------------------
+
+
+def _functions(module) -> dict[str, Callable]:
+  """The public functions that `module` defines, by name."""
+  return {name: f for name, f in vars(module).items()
+          if inspect.isfunction(f) and f.__module__ == module.__name__ and name[0] != '_'}
+
+
+def _modules(package) -> dict[str, Callable]:
+  """The modules of `package` with a `build` function, by name; each is imported when called."""
+  class Lazy(dict):
+    def __missing__(self, name):
+      return importlib.import_module(f'{package.__name__}.{name}').build
+
+    def __contains__(self, name):
+      return name in names
+
+    def __iter__(self):
+      return iter(names)
+
+  names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
+  return Lazy()
+
+
+def _call(section: str, spec, choices: Mapping[str, Callable], *args, **given):
+  """Calls the function that `spec['name']` names with the rest of `spec`; faults are ConfigErrors."""
+  spec = _plain(spec)
+  if not isinstance(spec, Mapping) or 'name' not in spec:
+    raise ConfigError(f'config.{section} needs a name, one of {sorted(choices)}')
+  function = _find(section, spec.pop('name'), choices)
+  arguments = signature(function)
+  for key, value in spec.items():
+    if key not in arguments:
+      raise ConfigError(
+        f'config.{section}.{key} is unknown{_did_you_mean(key, arguments)}')
+    hint = arguments[key].annotation
+    if not _fits(value, hint):
+      raise ConfigError(f'config.{section}.{key} must be {_spelled(hint)}, got {value!r}')
+  for key, parameter in arguments.items():
+    if parameter.default is parameter.empty and key not in spec and key not in given:
+      raise ConfigError(f'config.{section}.{key} is missing: {function.__module__} needs it')
+  try:
+    return function(*args, **spec, **given)
+  except (ValueError, TypeError) as error:
+    raise ConfigError(f'config.{section}: {error}') from error
+
+
+def _find(section: str, name: str, choices: Mapping[str, Callable]) -> Callable:
+  if name in choices:
+    return choices[name]
+  if '.' not in str(name):
+    raise ConfigError(f'config.{section}.name {name!r} is unknown{_did_you_mean(name, choices)}')
+  try:
+    return importlib.import_module(name).build
+  except (ImportError, AttributeError) as error:
+    raise ConfigError(f'config.{section}.name: {name!r} is not a module with a build function '
+                      f'({error})') from error
+
+
+def signature(function: Callable) -> dict[str, inspect.Parameter]:
+  """The keyword-only parameters of a builder: the schema of its section."""
+  hints = typing.get_type_hints(function)
+  return {name: p.replace(annotation=hints.get(name, Any))
+          for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
+
+
+def _fits(value, hint) -> bool:
+  """Whether a config value is of the kind that an annotation asks for; True where it cannot tell."""
+  origin = typing.get_origin(hint)
+  if origin in (typing.Union, types.UnionType):
+    return any(_fits(value, one) for one in typing.get_args(hint))
+  if origin is typing.Literal:
+    return value in typing.get_args(hint)
+  if hint in (int, float):
+    numbers = (int,) if hint is int else (int, float)
+    return isinstance(value, numbers) and not isinstance(value, bool)
+  if hint in (bool, str, types.NoneType):
+    return isinstance(value, hint)
+  if hint is tuple or origin in (tuple, list):
+    return isinstance(value, (tuple, list))
+  return True
+
+
+def _spelled(hint) -> str:
+  return getattr(hint, '__name__', None) if isinstance(hint, type) else str(hint)
+
+
+def _did_you_mean(word, choices) -> str:
+  choices = [str(choice) for choice in choices]
+  close = difflib.get_close_matches(str(word), choices, n=1)
+  known = ', '.join(sorted(choices))
+  return f'; did you mean {close[0]!r}? Known: {known}' if close else f'; known: {known}'
+
+
+def _plain(spec):
+  """A ConfigDict as a dict of its own; lists (what JSON makes of tuples) as tuples."""
+  if isinstance(spec, Mapping) or hasattr(spec, 'to_dict'):
+    return {key: _plain(value) for key, value in spec.items()}
+  return tuple(map(_plain, spec)) if isinstance(spec, (list, tuple)) else spec

@@ -1,0 +1,68 @@
+"""`python -m ssl_jax train|evaluate|embed|doctor`: arguments in, exit codes out.
+
+Exit codes: 0 done, 42 start me again (interrupted, state saved), 1 bug, 2 configuration,
+3 data or checkpoint, 4 numerics. A user's mistake is answered in words, never with a traceback.
+"""
+
+import argparse
+import importlib
+import os
+import sys
+
+COMMANDS = {
+  'train': 'pretrain what a config describes; the same command again resumes',
+  'evaluate': 'what the representation of a run is worth: kNN, few labels, linear probe',
+  'embed': 'write representations to .npz or .safetensors',
+  'doctor': 'versions, devices, data and disk: is this machine ready?',
+}
+AGAIN, CONFIGURATION, DATA, NUMERICS = 42, 2, 3, 4
+
+
+def main(argv: list[str] | None = None) -> int:
+  """Runs one command and returns its exit code."""
+  argv = sys.argv[1:] if argv is None else argv
+  parser = argparse.ArgumentParser(
+    prog='python -m ssl_jax', description='Self-supervised pretraining in JAX.',
+    epilog='`python -m ssl_jax COMMAND --help` tells more.', allow_abbrev=False)
+  commands = parser.add_subparsers(dest='command', required=True, metavar='COMMAND')
+  for name, text in COMMANDS.items():
+    commands.add_parser(name, help=text, add_help=False)
+  command = parser.parse_known_args(argv[:1])[0].command
+  _quiet_start()
+  try:
+    # Imported only now: `--help` and a typo should not wait for JAX.
+    return importlib.import_module(f'ssl_jax.cli.{command}').run(argv[1:])
+  except Exception as error:
+    code, lines = explain(error)
+    if code == 1:
+      raise
+    print('\n'.join(lines), file=sys.stderr)
+    return code
+
+
+def explain(error: Exception) -> tuple[int, list[str]]:
+  """The exit code of an error and what to tell the user; 1 is a bug, which deserves a traceback."""
+  kinds = {
+    'ssl_jax.build.ConfigError': CONFIGURATION,
+    'ssl_jax.data.sources.DataError': DATA,
+    'ssl_jax.train.checkpoint.CheckpointError': DATA,
+    'ssl_jax.train.loop.NonFiniteError': NUMERICS,
+  }
+  names = [f'{kind.__module__}.{kind.__qualname__}' for kind in type(error).__mro__]
+  code = next((kinds[name] for name in names if name in kinds), 1)
+  if code == 1 and isinstance(error, OSError) and error.filename is not None:
+    code = DATA
+  what = {CONFIGURATION: 'configuration', DATA: 'data or checkpoint', NUMERICS: 'numerics'}
+  return code, [f'error ({what.get(code, "bug")}): {error}']
+
+
+def _quiet_start() -> None:
+  """Where libtpu is installed without a TPU, JAX prints its search for one at every start."""
+  if 'JAX_PLATFORMS' not in os.environ and not _may_have_accelerator():
+    os.environ['JAX_PLATFORMS'] = 'cpu'
+
+
+def _may_have_accelerator() -> bool:
+  return any(os.path.exists(path) for path in (
+    '/dev/accel0', '/dev/vfio/0', '/dev/nvidia0', '/dev/nvidiactl', '/dev/kfd', '/dev/dxg')
+  ) or sys.platform == 'darwin'

@@ -1,0 +1,108 @@
+"""A run on disk, and how to use what it learned.
+
+  workdir/config.json         the config of the run
+  workdir/checkpoints/<step>  see ssl_jax.train.checkpoint
+  workdir/metrics.jsonl       see ssl_jax.train.metrics
+  workdir/evaluation.json     written by `python -m ssl_jax evaluate`
+"""
+
+import json
+import pathlib
+from collections.abc import Callable
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from ssl_jax import build
+from ssl_jax.build import ConfigError
+from ssl_jax.train.checkpoint import Checkpoints
+from ssl_jax.types import Method, PyTree
+
+CONFIG, CHECKPOINTS, METRICS, EVALUATION = (
+  'config.json', 'checkpoints', 'metrics.jsonl', 'evaluation.json')
+
+
+class Run(NamedTuple):
+  """A trained run.
+
+  Attributes:
+    config: as it was trained.
+    experiment: the objects it describes.
+    method: pure functions; `method.embed(params, state, inputs)`.
+    step: of the checkpoint.
+    params, state: of the method; `variables` in Flax's words.
+    embed: images uint8 [N, H, W, C] -> representations float32 [N, D], as NumPy arrays.
+  """
+
+  config: ConfigDict
+  experiment: build.Experiment
+  method: Method
+  step: int
+  params: PyTree
+  state: PyTree
+  embed: Callable[[np.ndarray], np.ndarray]
+
+  @property
+  def variables(self) -> dict[str, PyTree]:
+    return {'params': self.params, 'state': self.state}
+
+
+def read_config(workdir: str | pathlib.Path) -> ConfigDict:
+  """The config of a run.
+
+  Raises:
+    ConfigError: the folder is not a run's.
+  """
+  workdir = pathlib.Path(workdir).expanduser()
+  path = workdir / CONFIG
+  if not path.is_file():
+    if (workdir.parent / CONFIG).is_file() or (workdir.parent.parent / CONFIG).is_file():
+      raise ConfigError(f'{workdir} is inside a run; pass the folder that holds {CONFIG}')
+    raise ConfigError(f'{workdir} is not the folder of a run: it has no {CONFIG}')
+  return build.complete(ConfigDict(json.loads(path.read_text())))
+
+
+def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) -> Run:
+  """Loads a run from its folder.
+
+  Args:
+    workdir: the folder given to `train`.
+    step: which checkpoint; the newest intact one by default.
+    devices: where to put it; all by default, however many it was trained on.
+
+  Raises:
+    ConfigError: the folder is not a run's.
+    CheckpointError: there is no intact checkpoint.
+  """
+  config = read_config(workdir)
+  experiment = build.experiment(config, devices)
+  checkpoints = Checkpoints(pathlib.Path(workdir).expanduser() / CHECKPOINTS)
+  abstract = experiment.program(config).state
+  if step is None:
+    step, ts = checkpoints.restore_latest(abstract)
+  else:
+    ts = checkpoints.restore(step, abstract)
+  return Run(config, experiment, experiment.method, step, ts.params, ts.state,
+             _embedder(experiment, ts.params, ts.state))
+
+
+def _embedder(experiment: build.Experiment, params, state, chunk: int = 256) -> Callable:
+  inputs, embed = experiment.views.inputs, experiment.method.embed
+  run = jax.jit(lambda images: embed(params, state, inputs({'image': images})))
+
+  def embed_images(images: np.ndarray) -> np.ndarray:
+    images = np.asarray(images)
+    if images.dtype != np.uint8 or images.ndim not in (3, 4):
+      raise ValueError(f'images must be uint8 [N, H, W, C], got {images.dtype}{images.shape}')
+    if images.ndim == 3:
+      images = images[..., None]
+    pieces = []
+    for start in range(0, len(images), chunk):
+      piece = images[start:start + chunk]
+      padding = [(0, chunk - len(piece))] + [(0, 0)] * 3
+      pieces.append(np.asarray(run(np.pad(piece, padding)))[:len(piece)])
+    return np.concatenate(pieces)
+
+  return embed_images
