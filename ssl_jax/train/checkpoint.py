@@ -138,10 +138,9 @@ class Checkpoints:
     forms = {name: _form(leaf) for name, leaf in leaves.items()}
     manifest = manifests.make(_valid(step), forms, dict(metadata or {}))
     try:
-      for newer in self.steps():
-        if newer > step:
-          moved = self._set_aside(newer, 'superseded')
-          log.warning('Saving step %d after a rollback: moved step %d to %s.', step, newer, moved)
+      while (newest := self.latest()) is not None and newest > step:
+        moved = self._set_aside(newest, 'superseded')
+        log.warning('Saving step %d after a rollback: moved step %d to %s.', step, newest, moved)
       arrays = self._new_folder(step)
       # Orbax refuses arrays without elements; the manifest says all about them.
       self._writer.save(arrays, args=_orbax().args.PyTreeSave(

@@ -18,7 +18,7 @@ from ssl_jax.types import TrainState
 
 
 def make_state(seed=0, tx=None):
-  """All containers and dtypes that occur: optax states, scalars, bfloat16, integers, no elements."""
+  """All containers and dtypes that occur: optax states, scalars, bfloat16, integers, no rows."""
   rng = np.random.default_rng(seed)
   normal = lambda *shape: jnp.asarray(rng.normal(size=shape), jnp.float32)
   params = {'encoder': {'conv': {'kernel': normal(16, 8), 'bias': normal(8)}},
