@@ -135,6 +135,15 @@ def test_a_tensor_or_gradient_of_zeros_moves_at_the_plain_rate():
   np.testing.assert_array_equal(run(split, ones, [zeros])[0]['kernel'], np.ones(4))
 
 
+@pytest.mark.parametrize('denominator', ['joint', 'split'])
+def test_epsilon_is_added_to_the_denominator(denominator):
+  # |w| = 2, |g| = 1: the rate is 0.5 x 2 / (1 + 3), along g = (1, 0, 0, 0).
+  tx = optimizers.lars(1.0, weight_decay=0.0, trust_coefficient=0.5, denominator=denominator,
+                       epsilon=3.0)
+  moved = run(tx, {'kernel': jnp.ones(4)}, [{'kernel': jnp.eye(4)[0]}])[0]['kernel']
+  np.testing.assert_allclose(moved, [0.75, 1, 1, 1], rtol=1e-6)
+
+
 def test_optax_lars_adapts_biases_by_default_and_ours_does_not():
   params, grads = tree(0, np.float32), [tree(1, np.float32)]
   ours = run(optimizers.lars(0.1, weight_decay=1e-4), params, grads)[0]

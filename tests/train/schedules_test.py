@@ -55,6 +55,11 @@ def test_the_same_value_for_ints_arrays_and_traced_steps():
     assert traced.shape == () and traced.dtype == jnp.float32
 
 
+def test_no_warm_up_starts_at_the_peak_and_makes_no_nan_on_the_way():
+  with jax.debug_nans(True):
+    assert float(schedules.warmup_cosine(0.3, steps=10)(jnp.int32(0))) == np.float32(0.3)
+
+
 def test_64_bits_give_float64():
   with jax.enable_x64(True):
     value = schedules.warmup_cosine(0.3, steps=1000, warmup_steps=10)(jnp.int32(123))
