@@ -25,7 +25,7 @@ from ssl_jax.data import sources
 from ssl_jax.models import convnet, mlp, resnet
 from ssl_jax.models.network import chunked, from_linen, with_head
 from ssl_jax.models.norm import BatchNormPolicy
-from ssl_jax.parallel import batch_axes, make_mesh, over
+from ssl_jax.parallel import Placement, batch_axes, local, make_mesh, over
 from ssl_jax.train import optimizers, schedules
 from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
@@ -86,7 +86,7 @@ def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
   schedule = _schedule(config, steps, per_epoch)
   recipe = image_views(config)
   return Experiment(
-    source=train, views=recipe, method=method(config, mesh),
+    source=train, views=recipe, method=method(config, over(mesh)),
     tx=_call('optimizer', config.optimizer, optimizers.OPTIMIZERS, schedule), schedule=schedule,
     mesh=mesh, batch=_abstract_batch(train, size), steps=steps, steps_per_epoch=per_epoch)
 
@@ -115,10 +115,9 @@ def network(config) -> Network:
   return chunked(net, config.microbatch * count, block=group or count)
 
 
-def method(config, mesh: Mesh | None = None) -> Method:
-  """The method, its loss head over `mesh` (None: one device)."""
-  placement = {} if mesh is None else {'on_batch': over(mesh)}
-  return _call('method', config.method, _modules(methods), network(config), **placement)
+def method(config, on_batch: Placement = local) -> Method:
+  """The method, with its loss head placed by `on_batch`."""
+  return _call('method', config.method, _modules(methods), network(config), on_batch=on_batch)
 
 
 def defaults(config) -> list[tuple[str, Any]]:

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import build
 from ssl_jax.build import ConfigError
-from ssl_jax.train.checkpoint import Checkpoints
+from ssl_jax.train.checkpoint import CheckpointError, Checkpoints
 from ssl_jax.types import Method, PyTree
 
 CONFIG, CHECKPOINTS, METRICS, EVALUATION = (
@@ -80,10 +80,13 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) 
   experiment = build.experiment(config, devices)
   checkpoints = Checkpoints(pathlib.Path(workdir).expanduser() / CHECKPOINTS)
   abstract = experiment.program(config).state
-  if step is None:
-    step, ts = checkpoints.restore_latest(abstract)
-  else:
-    ts = checkpoints.restore(step, abstract)
+  if step is None and not checkpoints.steps():
+    raise CheckpointError(f'{workdir} has no checkpoint yet')
+  try:
+    step, ts = (checkpoints.restore_latest(abstract) if step is None else
+                (step, checkpoints.restore(step, abstract)))
+  except ValueError as error:  # the code has changed since, or config.json was edited
+    raise CheckpointError(f'{workdir}: {error}') from error
   return Run(config, experiment, experiment.method, step, ts.params, ts.state,
              _embedder(experiment, ts.params, ts.state))
 

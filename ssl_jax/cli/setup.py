@@ -12,11 +12,13 @@ def use_compilation_cache(folder: str | None = None) -> None:
   """Compiled programs are kept between runs, by default in the user's cache folder."""
   if folder == 'none':
     return
-  if folder is None:
-    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-    folder = pathlib.Path(base) / 'ssl_jax' / 'xla'
-  jax.config.update('jax_compilation_cache_dir', str(folder))
+  jax.config.update('jax_compilation_cache_dir', str(folder or cache_folder()))
   jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
+
+
+def cache_folder() -> pathlib.Path:
+  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  return pathlib.Path(base) / 'ssl_jax' / 'xla'
 
 
 class StopOnSignal:

@@ -123,27 +123,54 @@ def _start(config, options: Options, experiment, program):
   if options.resume == 'never':
     _move_aside(workdir)
   workdir.mkdir(parents=True, exist_ok=True)
-  checkpoints = Checkpoints(workdir / runs.CHECKPOINTS, keep=config.checkpoint.keep)
+  checkpoints = Checkpoints(workdir / runs.CHECKPOINTS, keep_last=config.checkpoint.keep)
   if not checkpoints.steps():
     if isinstance(options.resume, int):
       raise ConfigError(f'--resume={options.resume}: {workdir} has no checkpoints')
     _write_config(workdir, config)
     ts = program.init()
     if options.init_from:
-      path, _, subtree = options.init_from.partition(':')
-      params = init_from(path, program.state.params, subtree=subtree or None)
-      ts = ts._replace(params=params)
+      ts = ts._replace(params=_other_weights(options.init_from, program, ts))
     return checkpoints, 0, ts
   if options.init_from:
     raise ConfigError(f'--init_from starts a new run, but {workdir} has checkpoints; choose another '
                       f'--workdir or add --resume=never')
-  if options.resume == 'auto':
-    step, ts = checkpoints.restore_latest(program.state)
-  else:
-    step, ts = options.resume, checkpoints.restore(options.resume, program.state)
+  try:
+    step, ts = (checkpoints.restore_latest(program.state) if options.resume == 'auto' else
+                (options.resume, checkpoints.restore(options.resume, program.state)))
+  except ValueError as error:  # leaves do not match: most likely the config changed, which says more
+    _refuse_changes(config, options, experiment, checkpoints.metadata(checkpoints.latest()))
+    raise ConfigError(str(error)) from error
   _refuse_changes(config, options, experiment, checkpoints.metadata(step))
   _write_config(workdir, config)
   return checkpoints, step, ts
+
+
+def _other_weights(spec: str, program, ts):
+  """The parameters of `ts` with those of 'RUN[:SUBTREE]' put in."""
+  path, _, subtree = spec.partition(':')
+  abstract = program.state.params
+  if not subtree:
+    return _initial(path, abstract)
+  names = subtree.strip('/').split('/')
+  for name in names:
+    if not isinstance(abstract, dict) or name not in abstract:
+      raise ConfigError(f'--init_from: the parameters have no subtree {subtree!r}; there are '
+                        f'{", ".join(program.state.params)}')
+    abstract = abstract[name]
+  new = _initial(path, abstract, subtree=subtree)
+
+  def put(tree, names):
+    return {**tree, names[0]: put(tree[names[0]], names[1:])} if names else new
+
+  return put(ts.params, names)
+
+
+def _initial(path: str, abstract, **options):
+  try:
+    return init_from(path, abstract, **options)
+  except ValueError as error:
+    raise ConfigError(f'--init_from: {error}') from error
 
 
 def _refuse_changes(config, options: Options, experiment, saved: dict) -> None:

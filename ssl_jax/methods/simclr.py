@@ -14,6 +14,9 @@ from ssl_jax.models.network import apply_views
 from ssl_jax.parallel import Placement, local
 from ssl_jax.types import Method, Mode, Network
 
+# Gathered views and their gradient; the sums of gradients and of BatchNorm statistics.
+COLLECTIVES = frozenset({'all-gather', 'reduce-scatter', 'all-reduce'})
+
 
 def build(
     net: Network, *, temperature: float = 0.1, separate_views: bool = False,
