@@ -11,6 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ssl_jax.models.conv import Conv
 from ssl_jax.models.norm import BatchNorm, BatchNormPolicy
 from ssl_jax.types import Mode
 
@@ -21,26 +22,26 @@ class ConvNet(nn.Module):
   channels: Sequence[int]
   strides: Sequence[int]
   batch_norm: BatchNormPolicy = BatchNormPolicy()
-  dtype: Any = jnp.float32
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
     for channels, stride in zip(self.channels, self.strides):
-      x = nn.Conv(channels, (3, 3), stride, padding=1, use_bias=False, dtype=self.dtype,
-                  kernel_init=nn.initializers.he_normal())(x)
+      x = Conv(channels, (3, 3), stride, padding=1, dtype=self.dtype,
+               kernel_init=nn.initializers.he_normal())(x)
       x = nn.relu(BatchNorm(self.batch_norm)(x, mode))
-    return x.mean((1, 2))
+    return x.mean((1, 2)).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def convnet(*, channels: Sequence[int] = (32, 64, 128), strides: Sequence[int] = (2, 2, 2),
-            batch_norm: Mapping[str, Any] | None = None, dtype: Any = jnp.float32) -> nn.Module:
+            batch_norm: Mapping[str, Any] | None = None, dtype: Any = None) -> nn.Module:
   """A small convolutional encoder.
 
   Args:
     channels: output channels of each layer; the representation has channels[-1] numbers.
     strides: stride of each layer.
     batch_norm: keywords of `BatchNormPolicy`.
-    dtype: of the computation; parameters are float32.
+    dtype: of the computation; None is that of the images. Parameters and result are float32.
 
   Raises:
     ValueError: `channels` and `strides` differ in length, or an unknown key in `batch_norm`.

@@ -26,7 +26,7 @@ class MLP(nn.Module):
   out: int
   output_norm: str | None
   batch_norm: BatchNormPolicy = BatchNormPolicy()
-  dtype: Any = jnp.float32
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
@@ -44,7 +44,7 @@ class MLP(nn.Module):
 
 def mlp(*, layers: int = 2, hidden: int | None = None, out: int = 128,
         output_norm: str | None = 'scale', batch_norm: Mapping[str, Any] | None = None,
-        dtype: Any = jnp.float32) -> nn.Module:
+        dtype: Any = None) -> nn.Module:
   """A projection head; the defaults are SimCLR's.
 
   Args:
@@ -54,7 +54,7 @@ def mlp(*, layers: int = 2, hidden: int | None = None, out: int = 128,
     output_norm: BatchNorm on the projection: None, 'scale' (learned scale, no bias: SimCLR) or
       'plain' (neither: MoCo v3, SimSiam).
     batch_norm: keywords of `BatchNormPolicy`.
-    dtype: of the computation; parameters, and the projection, are float32.
+    dtype: of the computation; None is that of the input. Parameters and result are float32.
 
   Raises:
     ValueError: no layer, an unknown `output_norm`, or an unknown key in `batch_norm`.
