@@ -104,9 +104,12 @@ class BatchNorm(nn.Module):
     if self.use_scale:
       scale = self.param('scale', self.scale_init, channels, jnp.float32)
       factor = factor * _align(scale, factor.ndim)
-    y = (wide - _align(mean, x.ndim)) * _align(factor, x.ndim)
+    shift = -mean * factor
     if self.use_bias:
-      y = y + _align(self.param('bias', nn.initializers.zeros, channels, jnp.float32), x.ndim)
+      bias = self.param('bias', nn.initializers.zeros, channels, jnp.float32)
+      shift = shift + _align(bias, shift.ndim)
+    # One multiply-add: the gradient of (x - mean) * factor + bias takes twice as long on CPU.
+    y = wide * _align(factor, x.ndim) + _align(shift, x.ndim)
     return y.astype(self.dtype or x.dtype)
 
   def _statistics(self, x: jax.Array, mode: Mode) -> 'Statistics':
