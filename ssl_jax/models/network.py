@@ -132,11 +132,12 @@ def _check_divides(batch: int, rows: int) -> None:
   if batch % rows == 0:
     return
   divisors = [n for n in range(1, batch + 1) if batch % n == 0]
-  below = max(n for n in divisors if n < rows) if rows > 1 else 1
-  above = min((n for n in divisors if n > rows), default=batch)
+  near = {max(n for n in divisors if n <= rows),
+          min((n for n in divisors if n > rows), default=batch)}
   lower = max(batch // rows, 1) * rows
   raise ValueError(f'a batch of {batch} rows does not split into chunks of {rows}; use chunks of '
-                   f'{below} or {above} rows, or a batch of {lower} or {lower + rows} rows')
+                   f'{" or ".join(map(str, sorted(near)))} rows, or a batch of {lower} or '
+                   f'{lower + rows} rows')
 
 
 def _split(x: jax.Array, count: int, block: int) -> jax.Array:
