@@ -113,8 +113,8 @@ class _Numbered:
 
   def __init__(self, source: Source, batch_size: int, seed: int, rows):
     self._source, self._batch_size, self._seed = source, batch_size, _natural('seed', seed)
-    self._rows = _checked_rows(rows, batch_size)
     _batches_per_epoch(len(source), batch_size)
+    self._rows = _checked_rows(rows, batch_size)
 
   def __len__(self) -> int:
     return 1 << 62
@@ -123,8 +123,9 @@ class _Numbered:
     ids, epoch = example_ids(
       k, seed=self._seed, length=len(self._source), batch_size=self._batch_size)
     ids = ids[self._rows]
-    return _read(self._source, ids) | dict(
+    batch = _read(self._source, ids) | dict(
       id=ids.astype(np.uint32), epoch=np.full(len(ids), epoch, np.uint32))
+    return dict(sorted(batch.items()))  # As Grain's workers hand it over.
 
 
 def _here(numbered: _Numbered, start: int) -> Iterator[dict[str, np.ndarray]]:

@@ -175,7 +175,8 @@ def _load(file: pathlib.Path):
   try:
     if file.suffix == '.npy':
       return np.load(file, mmap_mode='r', allow_pickle=False)
-    with np.load(file, allow_pickle=False) as archive:
+    # np.load would leave a damaged archive open, and accept other kinds of files.
+    with file.open('rb') as stream, np.lib.npyio.NpzFile(stream, allow_pickle=False) as archive:
       return dict(archive)
   except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
     raise DataError(f'{file.name} cannot be read as plain NumPy arrays (pickled ones are refused: '
