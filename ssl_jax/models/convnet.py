@@ -1,7 +1,7 @@
 """A plain convolutional network for 28x28 and 32x32 images that trains in minutes on two CPU cores.
 
 3x3 convolutions, each with BatchNorm and ReLU, then a mean over positions. At 28x28x1 the default
-costs 4.3 MFLOP per image forwards; ResNet-18 (CIFAR stem, 32x32) costs 1110.
+costs 3.4 MFLOP per image forwards, a ResNet-18 (CIFAR stem, 32x32) some 300 times more.
 """
 
 from collections.abc import Mapping, Sequence
