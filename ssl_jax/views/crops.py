@@ -16,8 +16,10 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-# A TPU rounds the operands of float32 products to bfloat16 by default: an error of 0.4 %, as large
-# as a step of the 8-bit image. At HIGHEST the result equals the CPU's to 1e-6.
+# By default accelerators round the operands of float32 products: a TPU to bfloat16, an error of up
+# to 0.4 %, which is a step of the 8-bit image; a GPU at HIGH to TF32. At HIGHEST all agree with the
+# CPU to 1e-6. The price for a view of 224 pixels, crop and blur together, is 8 us on a v5e by its
+# compiler's estimate (19 instead of 11), where a ResNet-50 takes about 550.
 PRECISION = jax.lax.Precision.HIGHEST
 
 TRIES = 10

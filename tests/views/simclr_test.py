@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ssl_jax import parallel
 from ssl_jax.views import simclr
 
 RNG = np.random.default_rng(0)
@@ -51,6 +52,18 @@ def test_a_view_depends_on_its_key_alone():
   order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
   np.testing.assert_array_equal(prepared(recipe, key[order], image[order]), whole[order])
   np.testing.assert_allclose(prepared(recipe, key[:2], image[:2]), whole[:2], atol=1e-6)
+
+
+def test_a_sharded_batch_needs_no_communication():
+  recipe = simclr.build(size=20)
+  image, key = images(8, 20, 1), keys(8)
+  rows = parallel.batch_sharding(parallel.make_mesh())
+  placed = jax.device_put((key, {'image': image}), rows)
+  program = jax.jit(recipe.prepare, out_shardings=rows).lower(*placed).compile()
+  assert not re.search(r'all-(reduce|gather|to-all)|collective-permute|reduce-scatter',
+                       program.as_text())
+  np.testing.assert_allclose(
+    program(*placed)['views'], prepared(recipe, key, image), atol=1e-6)
 
 
 def test_more_views_leave_the_first_ones_as_they_were():
