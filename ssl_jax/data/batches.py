@@ -40,10 +40,11 @@ def batches(source: Source, *, batch_size: int, seed: int, start: int = 0,
             prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
   """The endless stream of batches start, start + 1, ...
 
-  With `workers=0` a batch is read when it is asked for. That is right for arrays: gathering 256
-  images of 28 x 28 takes well under a millisecond, during which the device still is busy with the
-  step that was dispatched before; Grain, which imports JAX, is not even imported. A source that
-  decodes wants `workers`: Grain then reads whole batches, batch k in worker k mod `workers`.
+  With `workers=0` a batch is read when it is asked for. That is right for arrays: 256 images of
+  28 x 28 take 1 ms, during which the device still is busy with the step dispatched before, and
+  Grain, which imports JAX, is not even imported. Workers would only add copies (256 images of
+  224 x 224 on two cores: 0.03 s here, 0.2 s through two workers). A source that decodes wants them:
+  Grain reads whole batches, the k-th of this stream in worker k mod `workers`.
 
   Args:
     source: the examples.
