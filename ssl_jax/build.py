@@ -300,6 +300,8 @@ def _call(section: str, spec, choices: Mapping[str, Callable], *args, **given):
       raise ConfigError(f'config.{section}.{key} is missing: {function.__module__} needs it')
   try:
     return function(*args, **spec, **given)
+  except sources.DataError:
+    raise  # the config is right, the files are not
   except (ValueError, TypeError) as error:
     raise ConfigError(f'config.{section}: {error}') from error
 

@@ -8,7 +8,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import jax
@@ -17,6 +17,10 @@ from ml_collections import ConfigDict
 
 from ssl_jax import build
 from ssl_jax.build import ConfigError
+from ssl_jax.data.batches import in_order
+from ssl_jax.data.sources import Source
+from ssl_jax.evals.features import calibrate, embed_all
+from ssl_jax.parallel import batch_axes, batch_sharding, local_rows, to_global
 from ssl_jax.train.checkpoint import CheckpointError, Checkpoints
 from ssl_jax.types import Method, PyTree
 
@@ -89,6 +93,45 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) 
     raise CheckpointError(f'{workdir}: {error}') from error
   return Run(config, experiment, experiment.method, step, ts.params, ts.state,
              _embedder(experiment, ts.params, ts.state))
+
+
+# --- whole splits ---------------------------------------------------------------------------------
+
+
+class Splits(NamedTuple):
+  """The sources that evaluation trains its probes on, and measures them on."""
+
+  train: Source
+  test: Source
+
+
+def splits(config) -> Splits:
+  return Splits(build.source(config, config.evaluate.train_split),
+                build.source(config, config.evaluate.test_split))
+
+
+def calibrated(experiment, params: PyTree, state: PyTree, source: Source) -> PyTree:
+  """`state` with normalisation statistics set by one pass over `source`."""
+  if experiment.method.calibrate is None:
+    return state
+  return calibrate(experiment.method.calibrate, params, state, _feed(source, experiment.mesh),
+                   inputs=experiment.views.inputs)
+
+
+def embed_split(experiment, params: PyTree, state: PyTree, source: Source):
+  """(representations float32 [N, D], labels int32 [N]) of every example of `source`."""
+  return embed_all(experiment.method.embed, params, state, _feed(source, experiment.mesh),
+                   inputs=experiment.views.inputs)
+
+
+def _feed(source: Source, mesh, rows: int = 500) -> Iterator[dict]:
+  """One pass over `source` as global arrays; at most `rows` at once, spread over the devices."""
+  shards = int(np.prod([mesh.shape[axis] for axis in batch_axes(mesh)]))
+  size = max(1, min(rows, len(source)) // shards) * shards
+  sharding = batch_sharding(mesh)
+  mine = local_rows(sharding, size)
+  for batch in in_order(source, batch_size=size):
+    yield to_global({name: x[mine] for name, x in batch.items()}, sharding, size)
 
 
 def _embedder(experiment: build.Experiment, params, state, chunk: int = 256) -> Callable:

@@ -5,7 +5,6 @@ import pathlib
 import numpy as np
 
 from ssl_jax import build, runs
-from ssl_jax.build import ConfigError
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
 
@@ -19,8 +18,8 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--workdir', metavar='FOLDER', help='a run')
   parser.add_argument('--output', metavar='FILE', help='.npz or .safetensors')
   parser.add_argument('--split', default='test', help="which split of the run's own data")
-  parser.add_argument('--data', metavar='FILE.npz', help="other images, uint8 [N, H, W, C] under "
-                      "the key 'image'")
+  parser.add_argument('--data', metavar='FILE', help="other images: .npz with uint8 [N, H, W, C] "
+                      "under 'image', .npy, or a folder of .npy files")
   parser.add_argument('--step', type=int, help='which checkpoint; default the newest')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache')
   args, _ = parser.read(argv)
@@ -44,11 +43,9 @@ def run(argv: list[str]) -> int:
 def _source(config, args):
   if args.data is None:
     return build.source(config, args.split)
-  if not args.data.endswith('.npz'):
-    raise ConfigError(f'--data must be a .npz file, got {args.data!r}')
   other = config.copy_and_resolve_references()
   with other.unlocked(), other.ignore_type():
-    other.data = dict(name='npz', path=args.data)
+    other.data = dict(name='array_files', path=args.data)
   return build.source(other)
 
 

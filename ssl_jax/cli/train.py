@@ -82,7 +82,7 @@ def train(config, options: Options) -> int:
   def report(k, metrics):
     if k == step:
       progress.say(f'first step after {time.monotonic() - began:.1f} s of building and compiling')
-      progress.restart_clock()
+      progress.start_clock(k + 1)
     profiler(k + 1)
     if not metrics.pop('finite'):
       progress.say(f'step {k + 1}: loss or gradient not finite; the step was undone')
@@ -94,13 +94,21 @@ def train(config, options: Options) -> int:
   def save(k, ts):
     checkpoints.save(k, ts, _metadata(config, experiment))
 
+  def apart(run):
+    """`run`, its time kept out of the speed that is shown."""
+    def timed(k, ts):
+      before = time.monotonic()
+      run(k, ts)
+      progress.leave_out(time.monotonic() - before)
+    return timed
+
   with StopOnSignal(progress.say) as stop:
     try:
-      ts = fit(program.step, ts, _global_batches(config, experiment, program, step),
+      ts = fit(program.step, ts, global_batches(config, experiment, program, step),
                steps=experiment.steps, report=report, stop=stop, patience=config.patience,
-               callbacks=[Every(config.evaluate.health_every, monitor.health),
-                          Every(config.evaluate.every, monitor.evaluate),
-                          Every(config.checkpoint.every, save)])
+               callbacks=[Every(config.evaluate.health_every, apart(monitor.health)),
+                          Every(config.evaluate.every, apart(monitor.evaluate)),
+                          Every(config.checkpoint.every, apart(save))])
       if stop() and int(ts.step) not in checkpoints.steps():
         save(int(ts.step), ts)
     except NonFiniteError as error:
@@ -213,7 +221,7 @@ def _move_aside(workdir: pathlib.Path) -> None:
 # --- pieces of the loop ---------------------------------------------------------------------------
 
 
-def _global_batches(config, experiment, program, start: int):
+def global_batches(config, experiment, program, start: int):
   """Global arrays, the rows of each device taken from the host it belongs to."""
   sharding = program.batch['id'].sharding
   rows = local_rows(sharding, config.batch_size)

@@ -101,18 +101,26 @@ class Progress:
     if self._bar is not None:
       self._bar.stop()
 
-  def restart_clock(self) -> None:
-    """Leaves out what came before the first step: compilation has its own line."""
+  def start_clock(self, step: int) -> None:
+    """Speed is measured from here on: what came before is building and compiling."""
+    self._start = self._last_step = step
     self._began = self._last = time.monotonic()
+
+  def leave_out(self, seconds: float) -> None:
+    """Time that passed but was no training (evaluation, saving)."""
+    self._began += seconds
+    self._last += seconds
 
   def _numbers(self, step: int, metrics: Mapping[str, float]) -> str:
     now = time.monotonic()
-    per_step = (now - self._began) / max(step - self._start, 1)
+    values = '  '.join(f'{name} {value:.4g}' for name, value in metrics.items())
+    if step == self._start:
+      return values
+    per_step = (now - self._began) / (step - self._start)
     if self._bar is None:  # plain lines: the speed since the last line
       per_step = (now - self._last) / max(step - self._last_step, 1)
       self._last, self._last_step = now, step
     left = duration(per_step * (self._steps - step))
-    values = '  '.join(f'{name} {value:.4g}' for name, value in metrics.items())
     return (f'{values}  {1e3 * per_step:.0f} ms/step  '
             f'{self._batch_size / max(per_step, 1e-9):.0f} examples/s  ETA {left}')
 

@@ -1,0 +1,53 @@
+"""What training is worth while it runs: kNN accuracy now and then, and a watch for collapse."""
+
+import time
+from collections.abc import Callable, Sequence
+
+import numpy as np
+
+from ssl_jax.data.sources import ArraySource
+from ssl_jax.evals.health import collapse_verdict, health
+from ssl_jax.evals.knn import knn
+from ssl_jax.runs import calibrated, embed_split, splits
+from ssl_jax.types import TrainState
+
+SAMPLE = 500  # training examples on which health is measured
+
+
+class Monitor:
+  """Callbacks of the loop. Each writes its numbers to the writers and a line to the terminal."""
+
+  def __init__(self, config, experiment, writers: Sequence[Callable], say: Callable[[str], None]):
+    self._config, self._experiment = config, experiment
+    self._writers, self._say = writers, say
+    self._warned = False
+    self._splits = self._sample = None
+
+  def evaluate(self, step: int, ts: TrainState) -> None:
+    """kNN-20 of the test split on the train split, with calibrated normalisation."""
+    began = time.monotonic()
+    self._splits = self._splits or splits(self._config)
+    state = calibrated(self._experiment, ts.params, ts.state, self._splits.train)
+    (z, y), (q, t) = (embed_split(self._experiment, ts.params, state, s) for s in self._splits)
+    accuracy = knn(z, y, q, t, k=min(20, len(z)), classes=1 + int(max(y.max(), t.max())))['accuracy']
+    self._write(step, {'knn20': accuracy})
+    self._say(f'step {step}: kNN-20 accuracy {accuracy:.4f} ({time.monotonic() - began:.1f} s)')
+
+  def health(self, step: int, ts: TrainState) -> None:
+    """Effective rank, spread and uniformity of the first training examples; warns of a collapse."""
+    if self._sample is None:
+      source = self._experiment.source
+      examples = [source[i] for i in range(min(SAMPLE, len(source)))]
+      self._sample = ArraySource({name: np.stack([e[name] for e in examples])
+                                  for name in examples[0]})
+    state = calibrated(self._experiment, ts.params, ts.state, self._sample)
+    features, _ = embed_split(self._experiment, ts.params, state, self._sample)
+    self._write(step, health(features))
+    verdict = collapse_verdict(features)
+    if verdict and not self._warned:
+      self._say(f'WARNING at step {step}: {verdict}')
+    self._warned = bool(verdict)
+
+  def _write(self, step: int, numbers: dict[str, float]) -> None:
+    for writer in self._writers:
+      writer(step, numbers)
