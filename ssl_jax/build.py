@@ -111,8 +111,7 @@ def network(config) -> Network:
   if not config.microbatch:
     return net
   count = 1 if config.method.get('separate_views') else config.views.get('views', 2)
-  group = BatchNormPolicy.of(_plain(config.network.get('batch_norm'))).group_size
-  return chunked(net, config.microbatch * count, block=group or count)
+  return chunked(net, config.microbatch * count, block=_group_size(config) or count)
 
 
 def method(config, on_batch: Placement = local) -> Method:
@@ -215,15 +214,22 @@ def _check_batch(config, mesh: Mesh) -> None:
   chunk = config.microbatch
   if chunk and config.batch_size % chunk:
     divisors = [n for n in range(shards, config.batch_size + 1, shards) if config.batch_size % n == 0]
-    nearest = sorted(divisors, key=lambda n: abs(n - chunk))[:2]
+    nearest = sorted(sorted(divisors, key=lambda n: abs(n - chunk))[:2])
     raise ConfigError(f'config.microbatch is {chunk}, which does not divide the batch of '
                       f'{config.batch_size}; use {" or ".join(map(str, nearest))}')
-  group = BatchNormPolicy.of(_plain(config.network.get('batch_norm'))).group_size
+  group = _group_size(config)
   rows = (chunk or config.batch_size) * (
     1 if config.method.get('separate_views') else config.views.get('views', 2))
   if group and rows % group:
     raise ConfigError(f'config.network.batch_norm.group_size is {group}, which does not divide the '
                       f'{rows} rows that the network sees at once')
+
+
+def _group_size(config) -> int | None:
+  try:
+    return BatchNormPolicy.of(_plain(config.network.get('batch_norm'))).group_size
+  except ValueError as error:
+    raise ConfigError(f'config.network.batch_norm: {error}') from error
 
 
 def _steps(config, per_epoch: int) -> int:

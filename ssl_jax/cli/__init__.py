@@ -42,14 +42,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def explain(error: Exception) -> tuple[int, list[str]]:
   """The exit code of an error and what to tell the user; 1 is a bug, which deserves a traceback."""
-  kinds = {
-    'ssl_jax.build.ConfigError': CONFIGURATION,
-    'ssl_jax.data.sources.DataError': DATA,
-    'ssl_jax.train.checkpoint.CheckpointError': DATA,
-    'ssl_jax.train.loop.NonFiniteError': NUMERICS,
-  }
-  names = [f'{kind.__module__}.{kind.__qualname__}' for kind in type(error).__mro__]
-  code = next((kinds[name] for name in names if name in kinds), 1)
+  from ssl_jax.build import ConfigError
+  from ssl_jax.data.sources import DataError
+  from ssl_jax.train.checkpoint import CheckpointError
+  from ssl_jax.train.loop import NonFiniteError
+  kinds = {ConfigError: CONFIGURATION, DataError: DATA, CheckpointError: DATA,
+           NonFiniteError: NUMERICS}
+  code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 1)
   if code == 1 and isinstance(error, OSError) and error.filename is not None:
     code = DATA
   what = {CONFIGURATION: 'configuration', DATA: 'data or checkpoint', NUMERICS: 'numerics'}

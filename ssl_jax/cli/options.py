@@ -62,19 +62,13 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
   section = config
   for name in parents:
     section = section.get(name) if isinstance(section, ConfigDict) else None
-  if not isinstance(section, ConfigDict) or (
-      leaf not in section and 'name' not in section and section is not config):
+  # A field that is not in the file may be an argument of what the section names, or a mesh axis;
+  # build.py knows.
+  is_open = isinstance(section, ConfigDict) and ('name' in section or parents == ['mesh'])
+  if not isinstance(section, ConfigDict) or not (leaf in section or is_open):
     raise ConfigError(f'config.{key} is unknown{_near(key, config)}')
-  if leaf not in section:
-    # Not in the file, but perhaps an argument of what the section names; build.py knows.
-    with section.unlocked():
-      section[leaf] = _literal(text)
-    return
-  if isinstance(section[leaf], ConfigDict):
-    raise ConfigError(f'config.{key} is a section; set one of its fields: '
-                      f'{", ".join(f"config.{key}.{name}" for name in section[leaf])}')
   with section.unlocked(), section.ignore_type():
-    section[leaf] = _parse(key, text, section[leaf])
+    section[leaf] = _parse(key, text, section[leaf]) if leaf in section else _literal(text)
 
 
 def _parse(key: str, text: str, old: Any) -> Any:
@@ -82,6 +76,11 @@ def _parse(key: str, text: str, old: Any) -> Any:
   if isinstance(old, str):
     return text
   value = _literal(text)
+  if isinstance(old, ConfigDict):
+    if isinstance(value, dict):
+      return ConfigDict(value)
+    raise ConfigError(f'config.{key} is a section; set its fields '
+                      f'({", ".join(f"config.{key}.{name}" for name in old)}) or give a dict')
   kind = type(old)
   if old is None or value is None or isinstance(value, kind) and not (
       kind is int and isinstance(value, bool)):

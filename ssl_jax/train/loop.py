@@ -80,8 +80,9 @@ def fit(
     """Waits for the metrics of an earlier step, which have been on their way for a while."""
     k, metrics, ids = pending
     metrics = {name: float(value) for name, value in jax.device_get(dict(metrics)).items()}
+    finite = metrics.get('finite', 1.0)
     report(k, metrics)
-    if metrics.get('finite', 1.0):
+    if finite:
       bad.clear()
       return
     bad.append(ids)

@@ -65,7 +65,8 @@ class TensorBoard:
 
   def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
-      self._writer.add_scalar(name, value, step)
+      if math.isfinite(value):  # TensorBoard draws nothing for others
+        self._writer.add_scalar(name, value, step)
 
   def close(self) -> None:
     self._writer.close()

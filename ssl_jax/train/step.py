@@ -35,8 +35,8 @@ def make_train_step(
 
   Returns:
     (state, batch) -> (state, metrics). Metrics are scalars: loss, grad_norm, finite and the
-    method's own. A step whose loss or gradient is not finite leaves parameters, optimizer and
-    method state as they were (finite = False); only the step count advances.
+    method's own. A step whose loss, gradient or result is not finite leaves parameters, optimizer
+    and method state as they were (finite = False); only the step count advances.
   """
   views_key, step_key = jax.random.split(key)
 
@@ -49,7 +49,7 @@ def make_train_step(
     grads = pmean(grads, axis_name)
     grad_norm = optax.tree.norm(grads)
     new = _update(method, tx, ts, state, grads)
-    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm)
+    finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(new)
     kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, ts)
     metrics = dict(metrics, loss=loss, grad_norm=grad_norm, finite=finite)
     return kept._replace(step=ts.step + 1), metrics
@@ -65,6 +65,12 @@ def _update(method, tx, ts, state, grads):
   params = optax.apply_updates(ts.params, _still(updates, frozen))
   params, state = method.after(params, state, ts.step)
   return TrainState(ts.step, params, state, opt)
+
+
+def _all_finite(tree):
+  """A finite gradient can still overflow what it is added to."""
+  leaves = [x for x in jax.tree.leaves(tree) if jnp.issubdtype(x.dtype, jnp.inexact)]
+  return jnp.all(jnp.array([jnp.all(jnp.isfinite(x)) for x in leaves]))
 
 
 def _still(updates, frozen):

@@ -21,7 +21,9 @@ def config():
 def test_overrides_keep_types(config):
   changed = override(config, [
     '--config.batch_size=32', '--config.method.temperature', '1', '--config.data.split=test',
-    '--config.views.area=(0.5, 1.0)', '--config.microbatch=8', '--config.sharding=(("k","data"),)'])
+    '--config.views.area=(0.5, 1.0)', '--config.microbatch=8', '--config.sharding=(("k","data"),)',
+    '--config.mesh.fsdp=2', '--config.evaluate={"every": 3}'])
+  assert dict(changed.mesh) == {'data': -1, 'fsdp': 2} and changed.evaluate.every == 3
   assert changed.batch_size == 32 and changed.microbatch == 8
   assert changed.method.temperature == 1.0 and isinstance(changed.method.temperature, float)
   assert changed.data.split == 'test' and changed.views.area == (0.5, 1.0)
@@ -64,7 +66,7 @@ def test_wrong_overrides(config, argument, words):
   ({'batch_size': 20_000}, ['only 10000 examples']),
   ({'batch_size': 0}, ['at least 1']),
   ({'microbatch': 12}, ['does not split over 8 devices']),
-  ({'batch_size': 48, 'microbatch': 32}, ['does not divide', '24 or 48']),
+  ({'batch_size': 48, 'microbatch': 32}, ['does not divide', '16 or 24']),
   ({'network.batch_norm': {'group_size': 3}}, ['group_size is 3']),
   ({'network.batch_norm': {'groupsize': 4}}, ['groupsize']),
   ({'steps': None}, ['either config.steps or config.epochs']),

@@ -78,6 +78,12 @@ def test_a_step_that_is_not_finite_changes_nothing_but_the_count(where):
   assert metrics['finite'] and ts.state['seen'] == 2
 
 
+def test_an_update_that_overflows_is_undone():
+  ts, _, metrics = run(program(regression(), optax.sgd(1e38)), 1)
+  assert not metrics['finite']
+  np.testing.assert_array_equal(ts.params['w'], program(regression()).init().params['w'])
+
+
 def test_frozen_leaves_do_not_move_and_move_when_released():
   frozen = lambda params, step: {'w': step < 2, 'b': jnp.array(False)}
   p = program(regression(frozen=frozen), optax.adamw(0.1, weight_decay=0.1))

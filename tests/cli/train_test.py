@@ -1,0 +1,219 @@
+"""The commands end to end, in this process, on eight virtual devices."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import threading
+import time
+
+import jax
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import ssl_jax
+from ssl_jax import runs
+from ssl_jax.cli import main
+from ssl_jax.train.checkpoint import Checkpoints
+from ssl_jax.train.metrics import read_lines
+
+DEMO = str(pathlib.Path(__file__).parents[2] / 'configs' / 'simclr_fashion_mnist.py')
+QUIET = ['--config.evaluate.every=None', '--config.evaluate.health_every=None']
+CACHE = ['--cache_dir=none']  # conftest.py has set one already
+
+
+def train(workdir, *arguments):
+  return main(['train', f'--config={DEMO}:smoke', f'--workdir={workdir}', *QUIET, *CACHE, *arguments])
+
+
+def final_state(workdir, step):
+  config = runs.read_config(workdir)
+  experiment = runs.build.experiment(config)
+  return jax.device_get(
+    Checkpoints(pathlib.Path(workdir) / 'checkpoints').restore(step, experiment.program(config).state))
+
+
+def lines(workdir):
+  return [{k: v for k, v in line.items() if k != 'seconds'}
+          for line in read_lines(pathlib.Path(workdir) / 'metrics.jsonl')]
+
+
+@pytest.fixture(scope='module')
+def undisturbed(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp('runs') / 'undisturbed run'
+  assert train(workdir, '--config.steps=8', '--config.checkpoint.every=3') == 0
+  return workdir
+
+
+def test_a_run_leaves_what_it_promises(undisturbed):
+  assert [line['step'] for line in lines(undisturbed)] == list(range(1, 9))
+  assert {'loss', 'grad_norm', 'learning_rate'} <= set(lines(undisturbed)[0])
+  assert Checkpoints(undisturbed / 'checkpoints').steps() == [6, 8]  # keep=2
+  assert list((undisturbed / 'tensorboard').glob('events*'))
+  assert runs.read_config(undisturbed).batch_size == 16
+
+
+def signal_at_step(workdir, step):
+  """Sends SIGTERM to this process as soon as the metrics file has reached `step`."""
+  def watch():
+    for _ in range(6000):
+      if any(line['step'] >= step for line in read_lines(workdir / 'metrics.jsonl')):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return
+      time.sleep(0.005)
+  thread = threading.Thread(target=watch, daemon=True)
+  thread.start()
+  return thread
+
+
+def test_sigterm_saves_and_the_same_command_continues_bit_for_bit(undisturbed, tmp_path, capsys):
+  arguments = ['--config.steps=8', '--config.checkpoint.every=3', '--config.log_every=1']
+  workdir = tmp_path / 'run'
+  watcher = signal_at_step(workdir, 2)
+  code = train(workdir, *arguments)
+  watcher.join()
+  assert code == 42
+  stopped = Checkpoints(workdir / 'checkpoints').latest()
+  assert 2 <= stopped < 8
+  assert train(workdir, *arguments) == 0
+  assert f'resuming at step {stopped}' in capsys.readouterr().err
+  assert lines(workdir) == lines(undisturbed)
+  jax.tree.map(np.testing.assert_array_equal, final_state(workdir, 8), final_state(undisturbed, 8))
+
+
+def test_a_run_that_lost_its_last_steps_repeats_them_bit_for_bit(undisturbed, tmp_path):
+  """What a kill leaves: an older checkpoint and metrics beyond it."""
+  workdir = tmp_path / 'run'
+  shutil.copytree(undisturbed, workdir)
+  shutil.rmtree(workdir / 'checkpoints' / '8')
+  expected = final_state(undisturbed, 8)
+  assert train(workdir, '--config.steps=8', '--config.checkpoint.every=3') == 0
+  assert lines(workdir) == lines(undisturbed)
+  jax.tree.map(np.testing.assert_array_equal, final_state(workdir, 8), expected)
+
+
+def test_a_finished_run_is_left_alone(undisturbed, capsys):
+  assert train(undisturbed, '--config.steps=8', '--config.checkpoint.every=3') == 0
+  assert 'done: 8 steps' in capsys.readouterr().out
+  assert len(lines(undisturbed)) == 8
+
+
+@pytest.mark.parametrize('argument, words', [
+  ('--config.seed=1', ['the data seed was 0, is 1', 'config.seed was 0, is 1']),
+  ('--config.batch_size=32', ['the batch size was 16, is 32']),
+  ('--config.schedule.learning_rate=0.5', ['config.schedule.learning_rate was 0.002, is 0.5']),
+  ('--config.network.channels=(8, 16, 32)', ['config.network.channels was None, is [8, 16, 32]']),
+])
+def test_another_run_in_the_same_folder_is_refused(undisturbed, argument, words, capsys):
+  assert train(undisturbed, '--config.steps=8', argument) == 2
+  error = capsys.readouterr().err
+  for word in words:
+    assert word in error
+  assert '--allow_changes' in error
+
+
+def test_never_starts_over_and_keeps_the_earlier_run(tmp_path, undisturbed):
+  workdir = tmp_path / 'run'
+  shutil.copytree(undisturbed, workdir)
+  assert train(workdir, '--resume=never', '--config.steps=2') == 0
+  assert Checkpoints(workdir / 'checkpoints').steps() == [2]
+  aside, = tmp_path.glob('run.before-*')
+  assert Checkpoints(aside / 'checkpoints').steps() == [6, 8]
+
+
+def test_resume_from_a_given_step(undisturbed, tmp_path):
+  workdir = tmp_path / 'run'
+  shutil.copytree(undisturbed, workdir)
+  assert train(workdir, '--resume=6', '--config.steps=8', '--config.checkpoint.every=3') == 0
+  assert lines(workdir) == lines(undisturbed)
+  assert train(workdir, '--resume=5', '--config.steps=8') == 3
+
+
+def test_init_from_takes_weights_only(undisturbed, tmp_path, capsys):
+  donor = final_state(undisturbed, 8).params
+  for spec, names in (('', ['backbone', 'head']), (':backbone', ['backbone'])):
+    workdir = tmp_path / f'new{len(spec)}'
+    assert train(workdir, f'--init_from={undisturbed}{spec}', '--config.steps=1', '--config.seed=5',
+                 '--config.schedule.learning_rate=0.0') == 0
+    params = final_state(workdir, 1).params
+    for name in ('backbone', 'head'):
+      equal = jax.tree.map(lambda a, b: bool((a == b).all()), params[name], donor[name])
+      assert all(jax.tree.leaves(equal)) == (name in names)
+  assert train(tmp_path / 'x', f'--init_from={undisturbed}:backbon') == 2
+  assert 'no subtree' in capsys.readouterr().err
+
+
+def test_steps_that_are_not_finite_end_the_run_with_4(tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  code = train(workdir, '--config.schedule.learning_rate=1e38', '--config.patience=2',
+               '--config.steps=20', '--config.optimizer.name=sgd')
+  assert code == 4
+  error = capsys.readouterr().err
+  assert 'not finite in 2 steps in a row' in error and 'Traceback' not in error
+  bad = json.loads((workdir / 'non_finite.json').read_text())
+  assert np.shape(bad['example_ids']) == (2, 16)
+  state = final_state(workdir, Checkpoints(workdir / 'checkpoints').latest())
+  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
+
+
+def test_profile_writes_a_trace(tmp_path):
+  assert train(tmp_path, '--config.steps=4', '--profile=2:3') == 0
+  assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
+
+
+def test_evaluate_embed_and_load(undisturbed, tmp_path, capsys):
+  assert main(['evaluate', f'--workdir={undisturbed}', *CACHE]) == 0
+  table = capsys.readouterr().out
+  for word in ('raw pixels', 'random init', 'simclr', 'kNN-20', '10 labels per class', 'linear'):
+    assert word in table
+  written = json.loads((undisturbed / 'evaluation.json').read_text())
+  assert set(written['accuracies']) == {'raw pixels', 'random init', 'simclr'}
+
+  for name in ('z.npz', 'z.safetensors'):
+    assert main(['embed', f'--workdir={undisturbed}', f'--output={tmp_path / name}', *CACHE]) == 0
+  z = np.load(tmp_path / 'z.npz')
+  np.testing.assert_array_equal(load_file(tmp_path / 'z.safetensors')['embedding'], z['embedding'])
+  assert z['embedding'].shape == (2000, 128) and z['label'].shape == (2000,)
+
+  run = ssl_jax.load(undisturbed)
+  assert run.step == 8 and set(run.variables) == {'params', 'state'}
+  images = runs.splits(run.config).test.take(np.arange(300))['image']
+  np.testing.assert_allclose(run.embed(images), z['embedding'][:300], rtol=1e-4, atol=1e-5)
+  with pytest.raises(ValueError, match='uint8'):
+    run.embed(images / 255)
+
+
+def test_embed_of_other_images(undisturbed, tmp_path):
+  images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), np.uint8)
+  np.savez(tmp_path / 'mine.npz', image=images)
+  assert main(['embed', f'--workdir={undisturbed}', f'--data={tmp_path}/mine.npz',
+               f'--output={tmp_path}/z.npz', *CACHE]) == 0
+  assert np.load(tmp_path / 'z.npz')['embedding'].shape == (20, 128)
+
+
+def test_a_damaged_checkpoint_is_noticed(undisturbed, tmp_path, capsys):
+  workdir = tmp_path / 'run'
+  shutil.copytree(undisturbed, workdir)
+  for step in ('6', '8'):
+    file = max((f for f in (workdir / 'checkpoints' / step).rglob('*') if f.is_file()),
+               key=lambda f: f.stat().st_size)
+    data = bytearray(file.read_bytes())
+    data[len(data) // 2] ^= 1
+    file.write_bytes(data)
+  assert train(workdir, '--config.steps=8') == 3
+  assert 'no step in' in capsys.readouterr().err
+
+
+def test_missing_data_exits_with_3(tmp_path, capsys):
+  code = main(['train', f'--config={DEMO}:smoke', f'--workdir={tmp_path}/run', *CACHE,
+               '--config.data.name=array_files', f'--config.data.path={tmp_path}/none.npz'])
+  assert code == 3
+  assert 'none.npz' in capsys.readouterr().err
+
+
+def test_doctor_is_content_here(tmp_path, capsys):
+  assert main(['doctor', f'--workdir={tmp_path}']) == 0
+  out = capsys.readouterr().out
+  assert 'all well' in out and 'fashion_mnist_12k' in out
