@@ -5,6 +5,7 @@ real) says which rows count; batches may be sharded over any mesh, of several pr
 """
 
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,20 @@ from ssl_jax.types import Batch, PyTree
 
 # A feature that varies less than this in training carries nothing; it is centred but not scaled up.
 MIN_STD = 1e-6
+
+
+# The functions are static arguments, so that evaluating again during training compiles nothing.
+@partial(jax.jit, static_argnums=(0, 1))
+def _calibrate(method_calibrate, inputs, params, state, batch):
+  new = method_calibrate(params, state, inputs(batch))
+  weight = _weight(batch)
+  return new, jnp.where(jnp.all(weight > 0), len(weight), 0).astype(jnp.float32)
+
+
+@partial(jax.jit, static_argnums=(0, 1))
+def _embed(embed, inputs, params, state, batch):
+  features = embed(params, state, inputs(batch))
+  return features.astype(jnp.float32), batch.get('label'), _weight(batch)
 
 
 @jax.jit
@@ -54,16 +69,9 @@ def calibrate(method_calibrate: Callable, params: PyTree, state: PyTree, batches
   Raises:
     ValueError: no batch without padding.
   """
-
-  @jax.jit
-  def one(params, state, batch):
-    new = method_calibrate(params, state, inputs(batch))
-    weight = _weight(batch)
-    return new, jnp.where(jnp.all(weight > 0), len(weight), 0).astype(jnp.float32)
-
   mean, total = state, None
   for batch in batches:
-    new, rows = one(params, state, dict(batch))
+    new, rows = _calibrate(method_calibrate, inputs, params, state, dict(batch))
     mean, total = _running_mean(mean, total, new, rows)
   if total is None or not jax.device_get(total):
     raise ValueError('calibration needs at least one batch without padding; use a batch size of '
@@ -87,15 +95,9 @@ def embed_all(embed: Callable, params: PyTree, state: PyTree, batches: Iterable[
   Raises:
     ValueError: no batches, or `embed` does not return one vector per row.
   """
-
-  @jax.jit
-  def one(params, state, batch):
-    features = embed(params, state, inputs(batch))
-    return features.astype(jnp.float32), batch.get('label'), _weight(batch)
-
   parts, running = [], None
   for batch in batches:
-    following = one(params, state, dict(batch))
+    following = _embed(embed, inputs, params, state, dict(batch))
     # Fetched one batch late: the device computes the next one meanwhile.
     parts += [] if running is None else [_real_rows(*running)]
     running = following

@@ -87,7 +87,13 @@ def uniformity(features, *, t: float = 2.0) -> float:
 
 
 def health(features, views: tuple | None = None) -> dict[str, float]:
-  """`effective_rank`, `spread`, `uniformity`, and `alignment` if two views [N, D] are given."""
+  """`effective_rank`, `spread`, `uniformity`, and `alignment` if two views [N, D] are given.
+
+  All are nan where a feature is not finite: a monitor goes on, and `collapse_verdict` says why.
+  """
+  names = ['effective_rank', 'spread', 'uniformity', *(['alignment'] if views else [])]
+  if not all(np.isfinite(_matrix(x)).all() for x in (features, *(views or ()))):
+    return dict.fromkeys(names, float('nan'))
   report = dict(effective_rank=effective_rank(features), spread=spread(features),
                 uniformity=uniformity(features))
   if views is not None:

@@ -70,6 +70,16 @@ def test_the_report_takes_bfloat16_and_two_views():
   assert all(type(value) is float for value in report.values())
 
 
+@pytest.mark.parametrize('bad', [np.nan, np.inf])
+def test_the_report_on_diverged_features_does_not_stop_a_run(bad):
+  x = gaussian(20, 4)
+  x[3, 1] = bad
+  assert np.isnan(list(health(x).values())).all() and len(health(x)) == 3
+  report = health(gaussian(20, 4), views=(x, x))
+  assert set(report) == {'effective_rank', 'spread', 'uniformity', 'alignment'}
+  assert np.isnan(report['alignment'])
+
+
 HEALTHY = {
   'gaussian': gaussian(),
   'rectified': np.maximum(gaussian(600, 32) @ gaussian(32, 128, 1), 0),
