@@ -3,9 +3,10 @@
   dW = sum over bands of output rows of im2col(x)^T g
 
 XLA's CPU backend computes the weight gradient as one convolution with an enormous window: for 64
-images of 32x32x64, 3x3, forward 84 ms, weight gradient 2700 ms, in bands 200 ms (two shared cores,
-jax 0.10.2). Everything but the weight gradient on CPU is `jax.lax.conv_general_dilated`, and
-programs for other platforms do not change.
+images of 32x32x64, 3x3, forward 84 ms, weight gradient 2700 ms, in bands 200 ms (side by side on
+two busy cores, jax 0.10.2; in CPU time per core, 31 ms forward and 59 ms in bands). Everything but
+the weight gradient on CPU is `jax.lax.conv_general_dilated`, and programs for other platforms do
+not change.
 """
 
 from functools import partial
@@ -17,7 +18,8 @@ from flax import linen as nn
 from jax import lax
 
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
-# A band's im2col matrix should stay in the cache: 1 to 8 MiB were equally fast, 32 twice slower.
+# A band's im2col matrix should stay in the cache: 1 to 8 MiB were equally fast, 36 MiB took 1.5
+# times as long, 144 MiB twice (the case above, two cores).
 BAND_BYTES = 4 << 20
 
 
