@@ -10,9 +10,9 @@ Cost: not run by us. The reference needed about 6 hours for 100 epochs on 32 TPU
 (google-research/simclr, README).
 Expected: linear top-1 of about 64.5 % after 100 epochs (reference's README) and 69.3 % after 1000
 (paper). Not reproduced by us.
-Variants: `:1000`; `:local`, batch 256 on one accelerator with the same square-root rule (62.8 % after
-100 epochs with batch 256, quoted by lightly as the paper's; not reproduced by us); `:smoke`, a tiny
-ResNet-18 on the images that ship with the package.
+Variants: `:1000`; `:local`, batch 256 on one accelerator with the same square-root rule (62.8 %
+after 100 epochs with batch 256, quoted by lightly as the paper's; not reproduced by us); `:smoke`,
+seconds on a CPU: a tiny network on the images that ship with the package.
 """
 
 from ml_collections import ConfigDict
@@ -43,7 +43,7 @@ def _tiny(config: ConfigDict) -> ConfigDict:
   config.data = dict(name='fashion_mnist_12k', split='train')
   config.batch_size, config.epochs, config.steps = 16, None, 2
   config.views.size = 16
-  config.network = dict(name='resnet18', stem='imagenet', width=1 / 16)
+  config.network = dict(name='convnet', channels=(8, 16), strides=(2, 2))
   config.head.update(dict(hidden=16, out=8))
   config.schedule.warmup_epochs = 0
   config.log_every = 1

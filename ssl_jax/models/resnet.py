@@ -65,7 +65,7 @@ class ResNet(nn.Module):
   bottleneck: bool
   stem: str
   padding: str
-  width: int
+  width: float
   zero_init: bool
   batch_norm: BatchNormPolicy
   dtype: Any
@@ -76,7 +76,7 @@ class ResNet(nn.Module):
     conv = partial(Conv, dtype=self.dtype, kernel_init=fan_out)
     norm = partial(BatchNorm, self.batch_norm)
     kernel, stride = (3, 1) if self.stem == 'cifar' else (7, 2)
-    x = conv(64 * self.width, (kernel, kernel), stride, padding=_pad(self.padding, kernel),
+    x = conv(round(64 * self.width), (kernel, kernel), stride, padding=_pad(self.padding, kernel),
              name='stem_conv')(x)
     x = nn.relu(norm(name='stem_norm')(x, mode))
     if self.stem == 'imagenet':
@@ -84,12 +84,13 @@ class ResNet(nn.Module):
     for stage, blocks in enumerate(self.stages):
       for block in range(blocks):
         stride = 2 if stage > 0 and block == 0 else 1
-        x = Block(64 * self.width * 2**stage, stride, self.bottleneck, conv, norm, self.padding,
-                  self.zero_init, name=f'stage{stage + 1}_block{block + 1}')(x, mode)
+        channels = round(64 * self.width) * 2**stage
+        x = Block(channels, stride, self.bottleneck, conv, norm, self.padding, self.zero_init,
+                  name=f'stage{stage + 1}_block{block + 1}')(x, mode)
     return x.mean((1, 2)).astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
-def resnet18(*, stem: str = 'imagenet', padding: str = 'torch', width: int = 1,
+def resnet18(*, stem: str = 'imagenet', padding: str = 'torch', width: float = 1,
              zero_init: bool = True, batch_norm: Mapping[str, Any] | None = None,
              dtype: Any = None) -> nn.Module:
   """ResNet-18: two-layer blocks, a representation of 512 * width numbers.
@@ -98,18 +99,18 @@ def resnet18(*, stem: str = 'imagenet', padding: str = 'torch', width: int = 1,
     stem: 'imagenet' (7x7 at stride 2, max-pool) or 'cifar' (3x3 at stride 1, no pooling; SimCLR
       appendix B.9).
     padding: 'torch' (both sides alike) or 'SAME' (TensorFlow, Haiku): they differ at stride 2.
-    width: multiplies all channels.
+    width: multiplies all channels; 1/16 makes a network for tests.
     zero_init: blocks start as the identity: gamma of their last BatchNorm is 0 (arXiv:1706.02677).
     batch_norm: keywords of `BatchNormPolicy`.
     dtype: of the computation; None is that of the images. Parameters and result are float32.
 
   Raises:
-    ValueError: an unknown stem, padding or key in `batch_norm`.
+    ValueError: an unknown stem, padding or key in `batch_norm`, or a width without channels.
   """
   return _resnet((2, 2, 2, 2), False, stem, padding, width, zero_init, batch_norm, dtype)
 
 
-def resnet50(*, stem: str = 'imagenet', padding: str = 'torch', width: int = 1,
+def resnet50(*, stem: str = 'imagenet', padding: str = 'torch', width: float = 1,
              zero_init: bool = True, batch_norm: Mapping[str, Any] | None = None,
              dtype: Any = None) -> nn.Module:
   """ResNet-50: bottleneck blocks, 2048 * width numbers; arguments and errors as `resnet18`."""
@@ -120,5 +121,7 @@ def _resnet(stages, bottleneck, stem, padding, width, zero_init, batch_norm, dty
   for name, value, known in (('stem', stem, STEMS), ('padding', padding, PADDINGS)):
     if value not in known:
       raise ValueError(f'resnet {name} must be one of {known}, not {value!r}')
+  if round(64 * width) < 1:
+    raise ValueError(f'resnet width {width} leaves no channels')
   policy = BatchNormPolicy.of(batch_norm)
   return ResNet(stages, bottleneck, stem, padding, width, zero_init, policy, dtype)
