@@ -19,7 +19,7 @@ from lightly.transforms import SimCLRTransform
 from PIL import Image
 from torch import nn
 
-BATCH, PEAK, WARMUP, TEMPERATURE = 256, 2e-3, 20, 0.2
+BATCH, PEAK, WARMUP, TEMPERATURE = 256, 6e-3, 20, 0.2
 
 
 class Views(torch.utils.data.Dataset):
@@ -94,8 +94,7 @@ def features(backbone, train_images, test_images):
           for images in (train_images, test_images)]
 
 
-def main(source, output, steps=200, seed=0):
-  torch.set_num_threads(torch.get_num_threads())
+def main(source, output, steps=400, seed=0):
   data = np.load(source)
   backbone, seconds = train(data['train_image'], int(steps), int(seed))
   z, q = features(backbone, data['train_image'], data['test_image'])

@@ -1,4 +1,4 @@
-"""Self-supervised pretraining in JAX: pure methods, one sharded train step, the same result on any mesh."""
+"""Self-supervised pretraining in JAX: pure methods, one sharded train step, the same on any mesh."""
 
 __version__ = '0.1.0'
 
