@@ -15,10 +15,11 @@ import time
 
 def first_step(cache: str, folder: str) -> float:
   began = time.monotonic()
-  process = subprocess.Popen(
-    [sys.executable, '-m', 'ssl_jax', 'train', '--config=configs/simclr_fashion_mnist.py',
-     f'--workdir={folder}', f'--cache_dir={cache}', '--config.steps=2', '--config.schedule.warmup_steps=1',
-     '--config.evaluate.every=None', '--config.evaluate.health_every=None'], stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
+  arguments = ['--config=configs/simclr_fashion_mnist.py', f'--workdir={folder}',
+               f'--cache_dir={cache}', '--config.steps=2', '--config.schedule.warmup_steps=1',
+               '--config.evaluate.every=None', '--config.evaluate.health_every=None']
+  process = subprocess.Popen([sys.executable, '-m', 'ssl_jax', 'train', *arguments],
+                             stderr=subprocess.PIPE, stdout=subprocess.DEVNULL, text=True)
   seconds = next(time.monotonic() - began for line in process.stderr if re.match('first step', line))
   process.stderr.read()
   process.wait()

@@ -44,7 +44,6 @@ class Experiment(NamedTuple):
     mesh: where it runs.
     batch: shapes and dtypes of a raw global batch.
     steps: of the whole run.
-    steps_per_epoch: whole batches in one pass over the source.
   """
 
   source: Any
@@ -55,7 +54,6 @@ class Experiment(NamedTuple):
   mesh: Mesh
   batch: Mapping[str, jax.ShapeDtypeStruct]
   steps: int
-  steps_per_epoch: int
 
   def program(self, config) -> Program:
     return make_program(
@@ -88,7 +86,7 @@ def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
   return Experiment(
     source=train, views=recipe, method=method(config, over(mesh)),
     tx=_call('optimizer', config.optimizer, optimizers.OPTIMIZERS, schedule), schedule=schedule,
-    mesh=mesh, batch=_abstract_batch(train, size), steps=steps, steps_per_epoch=per_epoch)
+    mesh=mesh, batch=_abstract_batch(train, size), steps=steps)
 
 
 def source(config, split: str | None = None):
@@ -272,19 +270,10 @@ def _functions(module) -> dict[str, Callable]:
 
 
 def _modules(package) -> dict[str, Callable]:
-  """The modules of `package` with a `build` function, by name; each is imported when called."""
-  class Lazy(dict):
-    def __missing__(self, name):
-      return importlib.import_module(f'{package.__name__}.{name}').build
-
-    def __contains__(self, name):
-      return name in names
-
-    def __iter__(self):
-      return iter(names)
-
-  names = sorted(m.name for m in pkgutil.iter_modules(package.__path__))
-  return Lazy()
+  """The `build` functions of the modules of `package`, by module name."""
+  modules = {m.name: importlib.import_module(f'{package.__name__}.{m.name}')
+             for m in pkgutil.iter_modules(package.__path__)}
+  return {name: module.build for name, module in modules.items() if hasattr(module, 'build')}
 
 
 def _call(section: str, spec, choices: Mapping[str, Callable], *args, **given):

@@ -50,7 +50,8 @@ def test_the_commands_of_the_documents_are_accepted():
     assert out.returncode == 0, out.stderr
 
 
-@pytest.mark.parametrize('name', ['README.md', 'CONTRIBUTING.md', 'docs/design.md', 'docs/evaluation.md'])
+@pytest.mark.parametrize(
+  'name', ['README.md', 'CONTRIBUTING.md', 'docs/design.md', 'docs/evaluation.md'])
 def test_links_and_files_that_are_named_exist(name):
   text = (ROOT / name).read_text()
   links = [link for link in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in link]

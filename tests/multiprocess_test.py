@@ -54,5 +54,8 @@ def test_two_processes_equal_one(order, alone, tmp_path):
     for name in ('loss', 'grad_norm'):
       np.testing.assert_allclose(result['steps'][0][name], alone['steps'][0][name], rtol=1e-5)
     # Later float32 steps drift apart by rounding, in correct code too.
+    # Evaluation: every process holds every row, in the order of the source.
+    assert result['labels'] == alone['labels'] and len(alone['labels']) == 60
+    np.testing.assert_allclose(result['features'], alone['features'], rtol=0.05, atol=1e-3)
     for name in ('params', 'state'):
       np.testing.assert_allclose(result[name], alone[name], rtol=1e-3)

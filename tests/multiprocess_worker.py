@@ -21,9 +21,10 @@ def main(index: int, count: int, port: str, order: str, output: str) -> None:
   if count > 1:
     jax.config.update('jax_cpu_collectives_implementation', 'gloo')
     jax.distributed.initialize(f'127.0.0.1:{port}', count, index, initialization_timeout=60)
-  from ssl_jax import build
+  from ssl_jax import build, runs
   from ssl_jax.cli.options import load_config
   from ssl_jax.cli.train import global_batches
+  from ssl_jax.data.sources import ArraySource
   from ssl_jax.parallel import local_rows
   config = load_config(f'{root}/configs/simclr_fashion_mnist.py:smoke')
   devices = [jax.devices()[int(i)] for i in order]
@@ -39,9 +40,13 @@ def main(index: int, count: int, port: str, order: str, output: str) -> None:
       experiment.mesh, jax.sharding.PartitionSpec()))(batch['id'])
     lines.append({name: float(value) for name, value in metrics.items()}
                  | {'ids': np.asarray(ids).tolist()})
+  few = ArraySource(experiment.source.take(np.arange(60)))
+  features, labels = runs.embed_split(experiment, ts.params, ts.state, few)
   rows = local_rows(batch['id'].sharding, config.batch_size).tolist()
   total = jax.jit(lambda tree: sum(abs(x).sum() for x in jax.tree.leaves(tree)))
-  result = dict(steps=lines, rows=rows, params=float(total(ts.params)), state=float(total(ts.state)))
+  result = dict(steps=lines, rows=rows,
+                params=float(total(ts.params)), state=float(total(ts.state)),
+                features=features.tolist(), labels=labels.tolist())
   pathlib.Path(output).write_text(json.dumps(result))
 
 

@@ -7,6 +7,7 @@ import numpy as np
 from ssl_jax import build, runs
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
+from ssl_jax.data.batches import in_order
 
 DESCRIPTION = '''Writes 'embedding' float32 [N, D] and every other field of the data but the image
 (such as 'label') to a .npz or .safetensors file.'''
@@ -31,7 +32,8 @@ def run(argv: list[str]) -> int:
   use_compilation_cache(args.cache_dir)
   loaded = runs.load(args.workdir, step=args.step)
   source = _source(loaded.config, args)
-  arrays = source.take(np.arange(len(source)))
+  arrays = next(in_order(source, batch_size=len(source)))
+  del arrays['weight']  # all are real
   embedding = loaded.embed(arrays.pop('image'))
   output.parent.mkdir(parents=True, exist_ok=True)
   _write(output, dict(arrays, embedding=embedding))

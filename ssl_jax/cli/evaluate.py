@@ -9,10 +9,12 @@ import jax
 import numpy as np
 
 from ssl_jax import runs
+from ssl_jax.build import ConfigError
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
+from ssl_jax.data.batches import in_order
 from ssl_jax.evals.health import health
-from ssl_jax.evals.protocol import describe, evaluate_features, format_table
+from ssl_jax.evals.protocol import describe, fixed_protocol, format_table
 from ssl_jax.train.step import example_keys
 
 DESCRIPTION = '''Prints kNN, few-label and linear accuracy of raw pixels, of the encoder as it was
@@ -34,15 +36,11 @@ def run(argv: list[str]) -> int:
   began = time.monotonic()
   run = runs.load(args.workdir, step=args.step)
   data = runs.splits(run.config)
-  rows, healths = [], []
-  for name, train, test, views in representations(run, data):
-    print(f'evaluating {name} ...', file=sys.stderr, flush=True)
-    (z, y), (q, t) = train, test
-    rows.append((name, evaluate_features(
-      z, y, q, t, classes=1 + int(max(y.max(), t.max())), seed=args.seed,
-      fractions=args.fractions)))
-    if views is not None:
-      healths.append((name, health(q, views)))
+  labels = [_labels(source, split) for source, split in zip(data, ('train', 'test'))]
+  healths = []
+  rows = fixed_protocol(
+    representations(run, data, healths), *labels, classes=1 + int(np.max(np.concatenate(labels))),
+    seed=args.seed, fractions=args.fractions)
   print(format_table(rows))
   print()
   print(_health_table(healths))
@@ -54,28 +52,40 @@ def run(argv: list[str]) -> int:
   return 0
 
 
-def representations(run: runs.Run, data: runs.Splits):
-  """Yields (name, (train, labels), (test, labels), two views of test or None) of each to compare."""
-  pixels = [_pixels(run.experiment, source) for source in data]
-  yield 'raw pixels', *pixels, None
+def representations(run: runs.Run, data: runs.Splits, healths: list):
+  """Yields (name, train features, test features) of what is compared; appends their health."""
+  print('evaluating raw pixels ...', file=sys.stderr, flush=True)
+  yield 'raw pixels', *(_pixels(run.experiment, source) for source in data)
   start = run.experiment.program(run.config).init()
   for name, params, state in (('random init', start.params, start.state),
                               (run.config.method.name, run.params, run.state)):
+    print(f'evaluating {name} ...', file=sys.stderr, flush=True)
     state = runs.calibrated(run.experiment, params, state, data.train)
-    train, test = (runs.embed_split(run.experiment, params, state, source) for source in data)
-    yield name, train, test, _views(run.experiment, params, state, data.test)
+    train, test = (runs.embed_split(run.experiment, params, state, s)[0] for s in data)
+    healths.append((name, health(test, _views(run.experiment, params, state, data.test))))
+    yield name, train, test
 
 
-def _pixels(experiment, source):
-  batch = source.take(np.arange(len(source)))
-  inputs = np.asarray(experiment.views.inputs(batch))
-  return inputs.reshape(len(inputs), -1), batch['label']
+def _labels(source, split: str) -> np.ndarray:
+  if 'label' not in source[0]:
+    raise ConfigError(f"evaluation needs labels, and the {split} split has only "
+                      f"{', '.join(source[0])}; `embed` works without")
+  return _take(source, len(source))['label']
+
+
+def _take(source, count: int) -> dict[str, np.ndarray]:
+  return next(in_order(source, batch_size=count))
+
+
+def _pixels(experiment, source) -> np.ndarray:
+  inputs = np.asarray(experiment.views.inputs(_take(source, len(source))))
+  return inputs.reshape(len(inputs), -1)
 
 
 def _views(experiment, params, state, source):
   """Representations of two augmented views of the same images, [N, D] each."""
   n = min(1000, len(source))
-  images = source.take(np.arange(n))
+  images = {'image': _take(source, n)['image']}
   keys = example_keys(jax.random.key(0), np.zeros(n, np.uint32), np.arange(n, dtype=np.uint32))
   views = jax.jit(experiment.views.prepare)(keys, images)['views']
   embed = jax.jit(experiment.method.embed)

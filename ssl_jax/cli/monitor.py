@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 
 import numpy as np
 
+from ssl_jax.build import ConfigError
 from ssl_jax.data.sources import ArraySource
 from ssl_jax.evals.health import collapse_verdict, health
 from ssl_jax.evals.knn import knn
@@ -18,6 +19,9 @@ class Monitor:
   """Callbacks of the loop. Each writes its numbers to the writers and a line to the terminal."""
 
   def __init__(self, config, experiment, writers: Sequence[Callable], say: Callable[[str], None]):
+    if config.evaluate.every is not None and 'label' not in experiment.source[0]:
+      raise ConfigError("config.evaluate.every needs data with a field 'label'; there is only "
+                        f"{', '.join(experiment.source[0])}. Set it to None")
     self._config, self._experiment = config, experiment
     self._writers, self._say = writers, say
     self._warned = False

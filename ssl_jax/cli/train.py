@@ -1,6 +1,7 @@
 """`python -m ssl_jax train`: from a config to a trained run in a folder."""
 
 import json
+import os
 import pathlib
 import sys
 import time
@@ -190,6 +191,10 @@ def _refuse_changes(config, options: Options, experiment, saved: dict) -> None:
               for key in sorted({*old, *new}) if old.get(key) != new.get(key)
               and key.split('.')[0] not in FREE]
   changed = [text for text in changed if text]
+  for key, what in (('cores', 'visible cores'), ('jax', 'version of jax')):
+    if saved[key] != now[key]:
+      print(f'note: the {what} changed from {saved[key]} to {now[key]}; results continue, but not '
+            f'bit for bit', file=sys.stderr)
   if changed and not options.allow_changes:
     raise ConfigError('this is not the run in ' + str(options.workdir) + ':\n  '
                       + '\n  '.join(changed)
@@ -200,9 +205,14 @@ def _metadata(config, experiment) -> dict:
   """What a checkpoint says of where it comes from."""
   plain = json.loads(json.dumps(dict(fields(config))))
   return dict(
-    version=__version__, jax=jax.__version__, config=plain,
+    version=__version__, jax=jax.__version__, cores=_cores(), config=plain,
     mesh={name: int(size) for name, size in experiment.mesh.shape.items()},
     data=fingerprint(experiment.source, batch_size=config.batch_size, seed=config.seed))
+
+
+def _cores() -> int:
+  """What this process may use; on CPUs arithmetic depends on it in the last bits."""
+  return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 def _write_config(workdir: pathlib.Path, config) -> None:

@@ -232,18 +232,3 @@ def sgd(
 
 
 OPTIMIZERS = {'lars': lars, 'adamw': adamw, 'sgd': sgd}
-
-
-def make_optimizer(
-    name: str, learning_rate: LearningRate, **options
-) -> optax.GradientTransformation:
-  """The optimizer called `name` with its own keyword arguments, for configs.
-
-  A caller that logs the learning rate evaluates its schedule itself.
-
-  Raises:
-    ValueError: an unknown name or argument value. TypeError: an argument it does not take.
-  """
-  if name not in OPTIMIZERS:
-    raise ValueError(f'unknown optimizer {name!r}; choose from {sorted(OPTIMIZERS)}')
-  return OPTIMIZERS[name](learning_rate, **options)
