@@ -123,7 +123,7 @@ def check_resume_is_bit_equal(make: Make, batch: Batch) -> None:
 
 def check_same_on_any_device_count(make: Make, batch: Batch, devices: tuple[int, ...] = (8,)) -> None:
   """float32: the first step's loss, gradient and new method state, to 1e-5."""
-  expected = _first_step_on(make, batch, 1)
+  expected = _first_step_on(make, batch, None)
   for n in devices:
     _assert_close(_first_step_on(make, batch, n), expected, 1e-5, f'{n} devices')
 
@@ -134,7 +134,7 @@ def check_curve_in_float64(
   """float64: whole curves, to 1e-9. (float32 curves drift apart in correct code.)"""
   with jax.enable_x64(True):
     batch = jax.tree.map(_to_float64, dict(batch))
-    expected = _curve(make, batch, 1, steps)
+    expected = _curve(make, batch, None, steps)
     for n in devices:
       np.testing.assert_allclose(
         _curve(make, batch, n, steps), expected, rtol=1e-9, err_msg=f'{n} devices')
@@ -229,14 +229,21 @@ def _first_step(method: Method, batch: Batch, ts: TrainState | None = None):
   return loss, grads, metrics
 
 
-def _first_step_on(make: Make, batch: Batch, devices: int):
+def _spread(make: Make, batch: Batch, devices: int | None) -> tuple[Method, Batch]:
+  """The method and its batch over `devices` devices; None is one device without any mesh."""
+  if devices is None:
+    return make(local), batch
+  return make(over(_mesh(devices))), _place(batch, devices)
+
+
+def _first_step_on(make: Make, batch: Batch, devices: int | None):
   """(loss, gradient, new method state) of a step over `devices` devices, from a perturbed start."""
-  method = make(over(_mesh(devices)))
+  method, placed = _spread(make, batch, devices)
   ts = _state(make(local), batch)
   params = jax.device_get(_perturb(ts.params))
   grad = jax.jit(jax.value_and_grad(
     partial(method.loss, key=jax.random.key(1), step=jax.device_get(ts.step)), has_aux=True))
-  (loss, (state, _)), grads = grad(params, jax.device_get(ts.state), _place(batch, devices))
+  (loss, (state, _)), grads = grad(params, jax.device_get(ts.state), placed)
   return loss, grads, state
 
 
@@ -251,14 +258,14 @@ def _assert_close(got, expected, tolerance: float, where: str) -> None:
         f'{name} {path_name(path)} on {where} differs by {d:.2e}, global norm {norm:.2e}')
 
 
-def _curve(make: Make, batch: Batch, devices: int, steps: int) -> np.ndarray:
-  method, tx = make(over(_mesh(devices))), _optimizer()
+def _curve(make: Make, batch: Batch, devices: int | None, steps: int) -> np.ndarray:
+  (method, placed), tx = _spread(make, batch, devices), _optimizer()
   start = jax.device_get(_state(make(local), batch))
   float64 = lambda tree: jax.tree.map(_to_float64, tree)
   start = TrainState(*float64((start.step, start.params, start.state)), opt=None)
   start = start._replace(opt=tx.init(start.params))
   step = jax.jit(make_train_step(method, tx, key=jax.random.key(1)))
-  ts, placed, losses = start, _place(batch, devices), []
+  ts, losses = start, []
   for _ in range(steps):
     ts, metrics = step(ts, placed)
     losses.append(float(metrics['loss']))

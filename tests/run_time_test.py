@@ -17,7 +17,7 @@ def test_commands_need_neither_tensorflow_nor_torch(code):
   found = modules_after(code)
   assert 'jax' in found
   assert not found & {'tensorflow', 'torch', 'clu', 'equinox', 'tensorflow_datasets'}
-  assert not found & {'orbax', 'grain', 'tensorboardX', 'rich', 'matplotlib'}, 'start-up time'
+  assert not found & {'orbax', 'grain', 'tensorboardX', 'matplotlib'}, 'start-up time'
 
 
 def test_import_ssl_jax_alone_is_cheap():

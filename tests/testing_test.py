@@ -34,8 +34,9 @@ def network(synchronised=True) -> Network:
   return Network(init, apply)
 
 
-def method(on_batch, net=None, head=partial(nt_xent, temperature=0.5), **changes) -> Method:
+def method(on_batch, net=None, head=None, **changes) -> Method:
   net = network() if net is None else net
+  head = partial(nt_xent, temperature=0.5) if head is None else head
   mode = Mode(train=True, axis_name=on_batch.axis_name)
 
   def loss(params, state, batch, *, key, step):
