@@ -1,5 +1,6 @@
 """Values and gradients of the contrastive losses against formulas written with NumPy loops."""
 
+import re
 from functools import partial
 
 import jax
@@ -184,6 +185,18 @@ class TestTrap1:
       return lax.pmean(jnp.mean(rows), axis_name)
     got, expected = self.gradient(detached, True, False)
     assert np.linalg.norm(got - expected) > 0.05 * np.linalg.norm(expected)
+
+
+@pytest.mark.parametrize('loss', [nt_xent, info_nce])
+def test_no_device_holds_a_square_of_the_global_batch(loss):
+  """64 rows on 8 devices: logits are 8 x 64 per view, never 64 x 64."""
+  mesh = make_mesh({'data': 8})
+  rows = jax.ShapeDtypeStruct((64, DIM), np.float32, sharding=jax.NamedSharding(mesh, P('data')))
+  grad = jax.jit(jax.grad(over(mesh)(partial(loss, temperature=T)), argnums=(0, 1)))
+  text = grad.lower(rows, rows).compile().as_text()
+  shapes = {tuple(map(int, dims.split(','))) for dims in re.findall(r'\[(\d+(?:,\d+)+)\]', text)}
+  assert (8, 64) in shapes
+  assert not [shape for shape in shapes if np.prod(shape) >= 64 * 64]
 
 
 @pytest.mark.parametrize('loss', [nt_xent, info_nce])
