@@ -51,7 +51,7 @@ def test_the_commands_of_the_documents_are_accepted():
 
 
 @pytest.mark.parametrize(
-  'name', ['README.md', 'CONTRIBUTING.md', 'docs/design.md', 'docs/evaluation.md'])
+  'name', ['README.md', 'CONTRIBUTING.md', 'docs/design.md', 'docs/evaluation.md', 'docs/results.md'])
 def test_links_and_files_that_are_named_exist(name):
   text = (ROOT / name).read_text()
   links = [link for link in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in link]
