@@ -8,6 +8,7 @@ function's signature is the schema: an unknown key, a missing key or a wrong typ
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import types
 import typing
@@ -25,7 +26,7 @@ from ssl_jax.data import sources
 from ssl_jax.models import convnet, mlp, resnet
 from ssl_jax.models.network import chunked, from_linen, with_head
 from ssl_jax.models.norm import BatchNormPolicy
-from ssl_jax.parallel import Placement, batch_axes, local, make_mesh, over
+from ssl_jax.parallel import BATCH_AXES, Placement, batch_axes, local, make_mesh, over
 from ssl_jax.train import optimizers, schedules
 from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
@@ -35,11 +36,18 @@ class ConfigError(ValueError):
   """The user's configuration cannot be run; the message says what to change. Exit code 2."""
 
 
+class Shape(NamedTuple):
+  """What building needs to know of data: how many examples, and shape and dtype of each field."""
+
+  length: int
+  fields: Mapping[str, jax.ShapeDtypeStruct]
+
+
 class Experiment(NamedTuple):
   """What a config describes, before anything is computed.
 
   Attributes:
-    source: the training data.
+    source: the training data; None in an experiment that only embeds.
     views, method, tx, schedule: what the step is made of.
     mesh: where it runs.
     batch: shapes and dtypes of a raw global batch.
@@ -56,13 +64,19 @@ class Experiment(NamedTuple):
   steps: int
 
   def program(self, config) -> Program:
-    return make_program(
-      self.method, self.tx, self.batch, seed=config.seed, mesh=self.mesh,
-      prepare=self.views.prepare, rules=config.sharding)
+    """The train step on the mesh. Raises ConfigError where config and data do not fit together."""
+    try:
+      return make_program(
+        self.method, self.tx, self.batch, seed=config.seed, mesh=self.mesh,
+        prepare=self.views.prepare, rules=config.sharding)
+    except (ValueError, TypeError, AssertionError) as error:
+      fields = ', '.join(f'{name} {x.dtype}{list(x.shape)}' for name, x in self.batch.items())
+      raise ConfigError(f'config and data do not fit together: {error} (a batch is {fields})'
+                        ) from error
 
 
 def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
-  """Builds everything that `config` (a ConfigDict) names.
+  """Builds everything that training by `config` (a ConfigDict) needs.
 
   Args:
     config: see configs/ for examples.
@@ -75,18 +89,35 @@ def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
   mesh = _mesh(config, devices)
   _check_batch(config, mesh)
   train = source(config)
-  length, size = len(train), config.batch_size
-  if length < size:
-    raise ConfigError(f'config.batch_size is {size}, but the data have only {length} examples; '
-                      f'use at most {length}')
-  per_epoch = length // size
+  if len(train) < config.batch_size:
+    raise ConfigError(f'config.batch_size is {config.batch_size}, but the data have only '
+                      f'{len(train)} examples; use at most {len(train)}')
+  return _build(config, mesh, shape_of(train), train)
+
+
+def embedder(config, shape: Shape, devices: Sequence[Any] | None = None) -> Experiment:
+  """The same for using what was trained: on any number of devices, without the training data."""
+  config = config.copy_and_resolve_references()
+  with config.unlocked(), config.ignore_type():
+    config.mesh, config.sharding, config.microbatch = ConfigDict({'data': -1}), (), None
+  return _build(config, _mesh(config, devices), shape, None)
+
+
+def _build(config, mesh: Mesh, shape: Shape, train) -> Experiment:
+  per_epoch = max(1, shape.length // config.batch_size)
   steps = _steps(config, per_epoch)
   schedule = _schedule(config, steps, per_epoch)
-  recipe = image_views(config)
+  rows = config.batch_size if train is not None else _shards(mesh)
   return Experiment(
-    source=train, views=recipe, method=method(config, over(mesh)),
+    source=train, views=image_views(config), method=method(config, over(mesh)),
     tx=_call('optimizer', config.optimizer, optimizers.OPTIMIZERS, schedule), schedule=schedule,
-    mesh=mesh, batch=_abstract_batch(train, size), steps=steps)
+    mesh=mesh, batch=_abstract_batch(shape, rows), steps=steps)
+
+
+def shape_of(source) -> Shape:
+  example = {name: np.asarray(value) for name, value in source[0].items()}
+  return Shape(len(source), {name: jax.ShapeDtypeStruct(x.shape, x.dtype)
+                             for name, x in example.items()})
 
 
 def source(config, split: str | None = None):
@@ -109,7 +140,8 @@ def network(config) -> Network:
   if not config.microbatch:
     return net
   count = 1 if config.method.get('separate_views') else config.views.get('views', 2)
-  return chunked(net, config.microbatch * count, block=_group_size(config) or count)
+  groups = [size for size in _group_sizes(config).values() if size]
+  return chunked(net, config.microbatch * count, block=math.lcm(*groups) if groups else count)
 
 
 def method(config, on_batch: Placement = local) -> Method:
@@ -127,13 +159,16 @@ def defaults(config) -> list[tuple[str, Any]]:
   for section, known in choices.items():
     spec = _plain(config.get(section) or {})
     if spec.get('name') in known:
-      found += [(f'{section}.{key}', p.default)
+      found += [(f'{section}.{key}', getattr(p.default, '__name__', p.default))
                 for key, p in signature(known[spec['name']]).items()
                 if key not in spec and key not in NOT_IN_CONFIGS and p.default is not p.empty]
   return found
 
 
 # --- checks that need more than one section -------------------------------------------------------
+
+# Axes of a mesh: 'data' and 'fsdp' hold parts of the batch, 'tensor' copies.
+AXES = (*BATCH_AXES, 'tensor')
 
 # Arguments that are no business of a config: build.py fills them in.
 NOT_IN_CONFIGS = ('on_batch',)
@@ -193,6 +228,9 @@ def check_numbers(config) -> None:
 
 
 def _mesh(config, devices) -> Mesh:
+  for axis in config.mesh:
+    if axis not in AXES:
+      raise ConfigError(f'config.mesh.{axis} is unknown{_did_you_mean(axis, AXES)}')
   try:
     return make_mesh(config.mesh.to_dict(), devices)
   except ValueError as error:
@@ -201,7 +239,7 @@ def _mesh(config, devices) -> Mesh:
 
 def _check_batch(config, mesh: Mesh) -> None:
   """The batch and its chunks must split evenly over the devices that hold rows."""
-  shards = int(np.prod([mesh.shape[axis] for axis in batch_axes(mesh)]))
+  shards = _shards(mesh)
   for key in ('batch_size', 'microbatch'):
     n = config[key]
     if n and n % shards:
@@ -215,25 +253,34 @@ def _check_batch(config, mesh: Mesh) -> None:
     nearest = sorted(sorted(divisors, key=lambda n: abs(n - chunk))[:2])
     raise ConfigError(f'config.microbatch is {chunk}, which does not divide the batch of '
                       f'{config.batch_size}; use {" or ".join(map(str, nearest))}')
-  group = _group_size(config)
   rows = (chunk or config.batch_size) * (
     1 if config.method.get('separate_views') else config.views.get('views', 2))
-  if group and rows % group:
-    raise ConfigError(f'config.network.batch_norm.group_size is {group}, which does not divide the '
-                      f'{rows} rows that the network sees at once')
+  for section, group in _group_sizes(config).items():
+    if group and rows % group:
+      raise ConfigError(f'config.{section}.batch_norm.group_size is {group}, which does not divide '
+                        f'the {rows} rows that the network sees at once')
 
 
-def _group_size(config) -> int | None:
-  try:
-    return BatchNormPolicy.of(_plain(config.network.get('batch_norm'))).group_size
-  except ValueError as error:
-    raise ConfigError(f'config.network.batch_norm: {error}') from error
+def _shards(mesh: Mesh) -> int:
+  return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
+
+
+def _group_sizes(config) -> dict[str, int | None]:
+  sizes = {}
+  for section in ('network', 'head'):
+    try:
+      sizes[section] = BatchNormPolicy.of(_plain(config[section].get('batch_norm'))).group_size
+    except (ValueError, TypeError) as error:
+      raise ConfigError(f'config.{section}.batch_norm: {error}') from error
+  return sizes
 
 
 def _steps(config, per_epoch: int) -> int:
   steps, epochs = config.steps, config.epochs
-  if bool(steps) == bool(epochs):
+  if (steps is None) == (epochs is None):
     raise ConfigError(f'give either config.steps or config.epochs, got {steps} and {epochs}')
+  if epochs is not None and not (_fits(epochs, float) and epochs > 0):
+    raise ConfigError(f'config.epochs must be a number above 0, got {epochs!r}')
   return steps or max(1, round(epochs * per_epoch))
 
 
@@ -253,9 +300,8 @@ def _schedule(config, steps: int, per_epoch: int) -> Callable:
   return _call('schedule', config.schedule, dict(warmup_cosine=warmup_cosine, constant=constant))
 
 
-def _abstract_batch(train, size: int) -> dict[str, jax.ShapeDtypeStruct]:
-  example = {name: np.asarray(value) for name, value in train[0].items()}
-  batch = {name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for name, x in example.items()}
+def _abstract_batch(shape: Shape, size: int) -> dict[str, jax.ShapeDtypeStruct]:
+  batch = {name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for name, x in shape.fields.items()}
   counter = jax.ShapeDtypeStruct((size,), np.uint32)
   return {**batch, 'id': counter, 'epoch': counter}
 

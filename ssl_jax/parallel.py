@@ -117,7 +117,7 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
   `jax.make_mesh` defaults to Explicit axes, on which Flax's Embed, Dropout and scans fail.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices, or an axis name is unknown.
+    ValueError: the sizes do not multiply to the number of devices.
   """
   devices = list(jax.devices() if devices is None else devices)
   shape = {'data': -1} if not shape else dict(shape)

@@ -1,6 +1,7 @@
 """A run on disk, and how to use what it learned.
 
   workdir/config.json         the config of the run
+  workdir/example.json        shapes of the data, so that a run can be used without them
   workdir/checkpoints/<step>  see ssl_jax.train.checkpoint
   workdir/metrics.jsonl       see ssl_jax.train.metrics
   workdir/evaluation.json     written by `python -m ssl_jax evaluate`
@@ -18,14 +19,15 @@ from ml_collections import ConfigDict
 from ssl_jax import build
 from ssl_jax.build import ConfigError
 from ssl_jax.data.batches import in_order
-from ssl_jax.data.sources import Source
+from ssl_jax.data.sources import ArraySource, Source
 from ssl_jax.evals.features import calibrate, embed_all
 from ssl_jax.parallel import batch_axes, batch_sharding, local_rows, to_global
 from ssl_jax.train.checkpoint import CheckpointError, Checkpoints
-from ssl_jax.types import Method, PyTree
+from ssl_jax.train.step import make_program
+from ssl_jax.types import Method, PyTree, TrainState
 
-CONFIG, CHECKPOINTS, METRICS, EVALUATION = (
-  'config.json', 'checkpoints', 'metrics.jsonl', 'evaluation.json')
+CONFIG, EXAMPLE, CHECKPOINTS, METRICS, EVALUATION = (
+  'config.json', 'example.json', 'checkpoints', 'metrics.jsonl', 'evaluation.json')
 
 
 class Run(NamedTuple):
@@ -68,6 +70,23 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
   return build.complete(ConfigDict(json.loads(path.read_text())))
 
 
+def write_config(workdir: pathlib.Path, config, shape: build.Shape) -> None:
+  """What `load` needs besides a checkpoint."""
+  (workdir / CONFIG).write_text(config.to_json(indent=2) + '\n')
+  fields = {name: [str(x.dtype), list(x.shape)] for name, x in shape.fields.items()}
+  (workdir / EXAMPLE).write_text(json.dumps({'length': shape.length, 'fields': fields}) + '\n')
+
+
+def _read_shape(workdir: pathlib.Path, config) -> build.Shape:
+  path = workdir / EXAMPLE
+  if not path.is_file():
+    return build.shape_of(build.source(config))
+  saved = json.loads(path.read_text())
+  return build.Shape(saved['length'], {
+    name: jax.ShapeDtypeStruct(tuple(shape), dtype)
+    for name, (dtype, shape) in saved['fields'].items()})
+
+
 def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) -> Run:
   """Loads a run from its folder.
 
@@ -81,9 +100,10 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) 
     CheckpointError: there is no intact checkpoint.
   """
   config = read_config(workdir)
-  experiment = build.experiment(config, devices)
-  checkpoints = Checkpoints(pathlib.Path(workdir).expanduser() / CHECKPOINTS)
-  abstract = experiment.program(config).state
+  folder = pathlib.Path(workdir).expanduser()
+  experiment = build.embedder(config, _read_shape(folder, config), devices)
+  checkpoints = Checkpoints(folder / CHECKPOINTS)
+  abstract = _program(config, experiment).state
   if step is None and not checkpoints.steps():
     raise CheckpointError(f'{workdir} has no checkpoint yet')
   try:
@@ -93,6 +113,16 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) 
     raise CheckpointError(f'{workdir}: {error}') from error
   return Run(config, experiment, experiment.method, step, ts.params, ts.state,
              _embedder(experiment, ts.params, ts.state))
+
+
+def initial_state(run: Run) -> TrainState:
+  """Where the run started, from its seed."""
+  return _program(run.config, run.experiment).init()
+
+
+def _program(config, experiment: build.Experiment):
+  return make_program(experiment.method, experiment.tx, experiment.batch, seed=config.seed,
+                      mesh=experiment.mesh, prepare=experiment.views.prepare)
 
 
 # --- whole splits ---------------------------------------------------------------------------------
@@ -108,6 +138,19 @@ class Splits(NamedTuple):
 def splits(config) -> Splits:
   return Splits(build.source(config, config.evaluate.train_split),
                 build.source(config, config.evaluate.test_split))
+
+
+def labels(source: Source, split: str) -> np.ndarray:
+  """int [N]; reads only labels where the source holds arrays. Raises ConfigError without them."""
+  if 'label' not in source[0]:
+    raise ConfigError(f'evaluation needs labels, and the {split} split has only '
+                      f'{", ".join(source[0])}; set config.evaluate.every=None, or use `embed`')
+  found = (source.arrays['label'] if isinstance(source, ArraySource) else
+           np.array([source[i]['label'] for i in range(len(source))]))
+  if len(np.unique(found)) < 2:
+    raise ConfigError(f'evaluation needs at least two classes; all labels of the {split} split are '
+                      f'{found[0]}')
+  return found
 
 
 def calibrated(experiment, params: PyTree, state: PyTree, source: Source) -> PyTree:

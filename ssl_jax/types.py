@@ -18,6 +18,7 @@ class Mode(NamedTuple):
   axis_name: the axis over which the caller's batch is spread, when the caller is inside pmap,
     shard_map or vmap. None in the global view, where a mean over rows already is the global mean.
   momentum: replaces the momentum of running statistics; 0. leaves exactly this batch's statistics.
+    Calibration runs so: the batch then is one group and one chunk, whatever training does.
   """
 
   train: bool = False

@@ -53,6 +53,7 @@ def test_two_processes_equal_one(order, alone, tmp_path):
       assert step['ids'] == expected['ids']
     for name in ('loss', 'grad_norm'):
       np.testing.assert_allclose(result['steps'][0][name], alone['steps'][0][name], rtol=1e-5)
+    np.testing.assert_allclose(result['leaves'], alone['leaves'], rtol=1e-4, atol=1e-6)
     # Later float32 steps drift apart by rounding, in correct code too.
     # Evaluation: every process holds every row, in the order of the source.
     assert result['labels'] == alone['labels'] and len(alone['labels']) == 60

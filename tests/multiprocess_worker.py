@@ -32,10 +32,13 @@ def main(index: int, count: int, port: str, order: str, output: str) -> None:
   assert [d.id for d in experiment.mesh.devices.flat] == [d.id for d in devices]
   program = experiment.program(config)
   ts, lines = program.init(), []
+  leaves = []  # after the first step, every leaf
+  magnitudes = jax.jit(lambda tree: jax.tree.map(lambda x: abs(x).sum(), tree))
   feed = global_batches(config, experiment, program, 0)
   for _ in range(STEPS):
     batch = next(feed)
     ts, metrics = program.step(ts, batch)
+    leaves = leaves or [float(x) for x in jax.tree.leaves(magnitudes((ts.params, ts.state)))]
     ids = jax.jit(lambda x: x, out_shardings=jax.sharding.NamedSharding(
       experiment.mesh, jax.sharding.PartitionSpec()))(batch['id'])
     lines.append({name: float(value) for name, value in metrics.items()}
@@ -46,7 +49,7 @@ def main(index: int, count: int, port: str, order: str, output: str) -> None:
   total = jax.jit(lambda tree: sum(abs(x).sum() for x in jax.tree.leaves(tree)))
   result = dict(steps=lines, rows=rows,
                 params=float(total(ts.params)), state=float(total(ts.state)),
-                features=features.tolist(), labels=labels.tolist())
+                leaves=leaves, features=features.tolist(), labels=labels.tolist())
   pathlib.Path(output).write_text(json.dumps(result))
 
 

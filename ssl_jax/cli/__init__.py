@@ -8,6 +8,7 @@ import argparse
 import importlib
 import os
 import sys
+import traceback
 
 COMMANDS = {
   'train': 'pretrain what a config describes; the same command again resumes',
@@ -48,6 +49,9 @@ def explain(error: Exception) -> tuple[int, list[str]]:
   from ssl_jax.train.loop import NonFiniteError
   kinds = {ConfigError: CONFIGURATION, DataError: DATA, CheckpointError: DATA,
            NonFiniteError: NUMERICS}
+  if isinstance(error, FloatingPointError):  # --debug_nans: the traceback is what was asked for
+    traceback.print_exception(error)
+    return NUMERICS, ['error (numerics): stopped at the operation above']
   code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 1)
   if code == 1 and isinstance(error, OSError) and error.filename is not None:
     code = DATA

@@ -8,6 +8,7 @@ from ssl_jax import build, runs
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
 from ssl_jax.data.batches import in_order
+from ssl_jax.data.sources import DataError
 
 DESCRIPTION = '''Writes 'embedding' float32 [N, D] and every other field of the data but the image
 (such as 'label') to a .npz or .safetensors file.'''
@@ -34,7 +35,12 @@ def run(argv: list[str]) -> int:
   source = _source(loaded.config, args)
   arrays = next(in_order(source, batch_size=len(source)))
   del arrays['weight']  # all are real
-  embedding = loaded.embed(arrays.pop('image'))
+  if 'image' not in arrays:
+    raise DataError(f"embed needs a field 'image', the data have {', '.join(arrays)}")
+  try:
+    embedding = loaded.embed(arrays.pop('image'))
+  except (ValueError, TypeError) as error:  # such as colour images for a network of grey ones
+    raise DataError(f'these images do not fit the network: {error}') from error
   output.parent.mkdir(parents=True, exist_ok=True)
   _write(output, dict(arrays, embedding=embedding))
   print(f'{len(embedding)} representations of {embedding.shape[1]} numbers (step {loaded.step}) '

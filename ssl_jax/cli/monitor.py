@@ -1,36 +1,34 @@
 """What training is worth while it runs: kNN accuracy now and then, and a watch for collapse."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 
-from ssl_jax.build import ConfigError
 from ssl_jax.data.sources import ArraySource
 from ssl_jax.evals.health import collapse_verdict, health
 from ssl_jax.evals.knn import knn
-from ssl_jax.runs import calibrated, embed_split, splits
+from ssl_jax.runs import calibrated, embed_split, labels, splits
 from ssl_jax.types import TrainState
 
 SAMPLE = 500  # training examples on which health is measured
 
 
 class Monitor:
-  """Callbacks of the loop. Each writes its numbers to the writers and a line to the terminal."""
+  """Callbacks of the loop. Each hands its numbers to `write` and says a line on the terminal."""
 
-  def __init__(self, config, experiment, writers: Sequence[Callable], say: Callable[[str], None]):
-    if config.evaluate.every is not None and 'label' not in experiment.source[0]:
-      raise ConfigError("config.evaluate.every needs data with a field 'label'; there is only "
-                        f"{', '.join(experiment.source[0])}. Set it to None")
-    self._config, self._experiment = config, experiment
-    self._writers, self._say = writers, say
+  def __init__(self, config, experiment, write: Callable, say: Callable[[str], None]):
+    self._experiment, self._write, self._say = experiment, write, say
     self._warned = False
     self._splits = self._sample = None
+    if config.evaluate.every is not None:  # what cannot be evaluated is found now, not in an hour
+      self._splits = splits(config)
+      for source, name in zip(self._splits, ('train', 'test')):
+        labels(source, name)
 
   def evaluate(self, step: int, ts: TrainState) -> None:
     """kNN-20 of the test split on the train split, with calibrated normalisation."""
     began = time.monotonic()
-    self._splits = self._splits or splits(self._config)
     state = calibrated(self._experiment, ts.params, ts.state, self._splits.train)
     (z, y), (q, t) = (embed_split(self._experiment, ts.params, state, s) for s in self._splits)
     accuracy = knn(z, y, q, t, k=min(20, len(z)), classes=1 + int(max(y.max(), t.max())))['accuracy']
@@ -51,7 +49,3 @@ class Monitor:
     if verdict and not self._warned:
       self._say(f'WARNING at step {step}: {verdict}')
     self._warned = bool(verdict)
-
-  def _write(self, step: int, numbers: dict[str, float]) -> None:
-    for writer in self._writers:
-      writer(step, numbers)

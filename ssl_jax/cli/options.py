@@ -27,15 +27,19 @@ def load_config(spec: str) -> ConfigDict:
     raise ConfigError(f'no config file {name}{hint}')
   module_spec = importlib.util.spec_from_file_location(f'ssl_jax_config_{path.stem}', path)
   module = importlib.util.module_from_spec(module_spec)
-  module_spec.loader.exec_module(module)
+  try:
+    module_spec.loader.exec_module(module)
+  except Exception as error:  # whatever is in the user's file
+    raise ConfigError(f'{name} cannot be loaded: {type(error).__name__}: {error}') from error
   if not hasattr(module, 'get_config'):
     raise ConfigError(f'{name} has no function get_config(arg) that returns a ConfigDict')
   try:
     return complete(module.get_config(variant))
   except ConfigError:
     raise
-  except ValueError as error:
-    raise ConfigError(f'{spec}: {error}') from error
+  except Exception as error:
+    raise ConfigError(f'{spec}: get_config({variant!r}) failed: {type(error).__name__}: {error}'
+                      ) from error
 
 
 def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
@@ -61,10 +65,14 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
   *parents, leaf = key.split('.')
   section = config
   for name in parents:
+    if isinstance(section, ConfigDict) and 'name' in section and section.get(name) is None:
+      with section.unlocked(), section.ignore_type():
+        section[name] = ConfigDict()  # an argument that is itself a dict, such as batch_norm
     section = section.get(name) if isinstance(section, ConfigDict) else None
   # A field that is not in the file may be an argument of what the section names, or a mesh axis;
   # build.py knows.
-  is_open = isinstance(section, ConfigDict) and ('name' in section or parents == ['mesh'])
+  is_open = isinstance(section, ConfigDict) and (
+    'name' in section or parents == ['mesh'] or len(parents) > 1)
   if not isinstance(section, ConfigDict) or not (leaf in section or is_open):
     raise ConfigError(f'config.{key} is unknown{_near(key, config)}')
   with section.unlocked(), section.ignore_type():

@@ -72,13 +72,20 @@ def train(config, options: Options) -> int:
   began = time.monotonic()
   experiment = build.experiment(config)
   program = experiment.program(config)
+  _check_step(program)
+  writers = []
+
+  def write(k, numbers):
+    for writer in writers:
+      writer(k, numbers)
+
+  monitor = Monitor(config, experiment, write, lambda text: progress.say(text))
   checkpoints, step, ts = _start(config, options, experiment, program)
   progress = Progress(experiment.steps, start=step, batch_size=config.batch_size,
                       every=config.log_every)
   progress.say(_headline(config, experiment, step, ts))
-  writers = _writers(options.workdir, step)
+  writers += _writers(options.workdir, step)
   profiler = Profiler(options.profile, options.workdir / 'profile')
-  monitor = Monitor(config, experiment, writers, progress.say)
 
   def report(k, metrics):
     if k == step:
@@ -89,8 +96,7 @@ def train(config, options: Options) -> int:
       progress.say(f'step {k + 1}: loss or gradient not finite; the step was undone')
     progress(k + 1, metrics)
     if (k + 1) % config.log_every == 0 or k + 1 == experiment.steps:
-      for writer in writers:
-        writer(k + 1, dict(metrics, learning_rate=float(experiment.schedule(k))))
+      write(k + 1, dict(metrics, learning_rate=float(experiment.schedule(k))))
 
   def save(k, ts):
     checkpoints.save(k, ts, _metadata(config, experiment))
@@ -103,6 +109,7 @@ def train(config, options: Options) -> int:
       progress.leave_out(time.monotonic() - before)
     return timed
 
+  profiler(step)
   with StopOnSignal(progress.say) as stop:
     try:
       ts = fit(program.step, ts, global_batches(config, experiment, program, step),
@@ -123,6 +130,14 @@ def train(config, options: Options) -> int:
   return _finish(options.workdir, int(ts.step), experiment.steps)
 
 
+def _check_step(program) -> None:
+  """Traces the step (which the first call does not repeat), so that faults are found before work."""
+  try:
+    program.step.trace(program.state, program.batch)
+  except (ValueError, TypeError, AssertionError) as error:
+    raise ConfigError(f'the step cannot be built from this config: {error}') from error
+
+
 # --- where to start -------------------------------------------------------------------------------
 
 
@@ -136,7 +151,7 @@ def _start(config, options: Options, experiment, program):
   if not checkpoints.steps():
     if isinstance(options.resume, int):
       raise ConfigError(f'--resume={options.resume}: {workdir} has no checkpoints')
-    _write_config(workdir, config)
+    _write_config(workdir, config, experiment)
     ts = program.init()
     if options.init_from:
       ts = ts._replace(params=_other_weights(options.init_from, program, ts))
@@ -151,7 +166,8 @@ def _start(config, options: Options, experiment, program):
     _refuse_changes(config, options, experiment, checkpoints.metadata(checkpoints.latest()))
     raise ConfigError(str(error)) from error
   _refuse_changes(config, options, experiment, checkpoints.metadata(step))
-  _write_config(workdir, config)
+  checkpoints.roll_back(step)
+  _write_config(workdir, config, experiment)
   return checkpoints, step, ts
 
 
@@ -215,9 +231,9 @@ def _cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def _write_config(workdir: pathlib.Path, config) -> None:
+def _write_config(workdir: pathlib.Path, config, experiment) -> None:
   if jax.process_index() == 0:
-    (workdir / runs.CONFIG).write_text(config.to_json(indent=2) + '\n')
+    runs.write_config(workdir, config, build.shape_of(experiment.source))
 
 
 def _move_aside(workdir: pathlib.Path) -> None:

@@ -69,11 +69,11 @@ def _backward(window, residuals, g):
   x, kernel = residuals
   plain = partial(_conv.fun, window=window)
   dx, = jax.linear_transpose(lambda x: plain(x, kernel), x)(g)
-  d_kernel = lax.platform_dependent(
-      x, kernel, g,
-      cpu=partial(_kernel_gradient, window=window),
-      default=lambda x, kernel, g: jax.linear_transpose(partial(plain, x), kernel)(g)[0])
-  return dx, d_kernel
+  xla = lambda x, kernel, g: jax.linear_transpose(partial(plain, x), kernel)(g)[0]
+  if jax.config.jax_debug_nans:  # JAX does not look for NaNs in programs with a platform switch
+    return dx, xla(x, kernel, g)
+  return dx, lax.platform_dependent(
+      x, kernel, g, cpu=partial(_kernel_gradient, window=window), default=xla)
 
 
 _conv.defvjp(_forward, _backward)

@@ -104,7 +104,7 @@ def chunked(net: Network, rows: int, *, block: int = 1) -> Network:
                      f'use {low} or {low + max(block, 1)} rows')
 
   def apply(params, state, x, mode, *, key=None):
-    if not mode.train:
+    if not mode.train or mode.momentum is not None:  # calibration: any number of rows
       return net.apply(params, state, x, mode, key=key)
     _check_divides(len(x), rows)
     count = len(x) // rows

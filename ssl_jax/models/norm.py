@@ -113,7 +113,7 @@ class BatchNorm(nn.Module):
     return y.astype(self.dtype or x.dtype)
 
   def _statistics(self, x: jax.Array, mode: Mode) -> 'Statistics':
-    if self.policy.group_size is None:
+    if self.policy.group_size is None or mode.momentum is not None:  # calibration: one group
       return batch_statistics(x, mode.axis_name)
     rows = len(x) * axis_size(mode.axis_name)
     order = None

@@ -138,9 +138,7 @@ class Checkpoints:
     forms = {name: _form(leaf) for name, leaf in leaves.items()}
     manifest = manifests.make(_valid(step), forms, dict(metadata or {}))
     try:
-      while (newest := self.latest()) is not None and newest > step:
-        moved = self._set_aside(newest, 'superseded')
-        log.warning('Saving step %d after a rollback: moved step %d to %s.', step, newest, moved)
+      self.roll_back(step)
       arrays = self._new_folder(step)
       # Orbax refuses arrays without elements; the manifest says all about them.
       self._writer.save(arrays, args=_orbax().args.PyTreeSave(
@@ -150,6 +148,12 @@ class Checkpoints:
     self._thread = threading.Thread(
       target=self._finish, args=(arrays, manifest), name='checkpoint_finish')
     self._thread.start()
+
+  def roll_back(self, step: int) -> None:
+    """Moves steps newer than `step` to '<step>.superseded-<time>': the run goes on from `step`."""
+    while (newest := self.latest()) is not None and newest > step:
+      moved = self._set_aside(newest, 'superseded')
+      log.warning('Going back to step %d: moved step %d to %s.', step, newest, moved)
 
   def wait(self) -> None:
     """Waits for the save under way.

@@ -124,6 +124,15 @@ def test_a_wrong_option_exits_with_2(argv, words, capsys):
   assert words in capsys.readouterr().err
 
 
+@pytest.mark.parametrize('text, words', [
+  ('import no_such_module', 'ModuleNotFoundError'), ('get_config = lambda: None', 'TypeError'),
+  ('x = 1', 'no function get_config')])
+def test_a_config_file_with_a_fault_is_answered(text, words, tmp_path, capsys):
+  (tmp_path / 'mine.py').write_text(text)
+  assert main(['train', f'--config={tmp_path}/mine.py', '--workdir=x']) == 2
+  assert words in capsys.readouterr().err
+
+
 def test_help_lists_the_fields_with_values_and_defaults(config, capsys):
   text = help_text(config)
   assert '--config.batch_size=16' in text

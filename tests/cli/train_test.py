@@ -16,6 +16,7 @@ from safetensors.numpy import load_file
 import ssl_jax
 from ssl_jax import runs
 from ssl_jax.cli import main
+from ssl_jax.data.sources import ArraySource
 from ssl_jax.train.checkpoint import Checkpoints
 from ssl_jax.train.metrics import read_lines
 
@@ -103,7 +104,7 @@ def test_a_finished_run_is_left_alone(undisturbed, capsys):
 @pytest.mark.parametrize('argument, words', [
   ('--config.seed=1', ['the data seed was 0, is 1', 'config.seed was 0, is 1']),
   ('--config.batch_size=32', ['the batch size was 16, is 32']),
-  ('--config.schedule.learning_rate=0.5', ['config.schedule.learning_rate was 0.002, is 0.5']),
+  ('--config.schedule.learning_rate=0.5', ['config.schedule.learning_rate was 0.006, is 0.5']),
   ('--config.network.channels=(8, 16, 32)', ['config.network.channels was None, is [8, 16, 32]']),
 ])
 def test_another_run_in_the_same_folder_is_refused(undisturbed, argument, words, capsys):
@@ -185,6 +186,41 @@ def test_evaluate_embed_and_load(undisturbed, tmp_path, capsys):
     run.embed(images / 255)
 
 
+@pytest.mark.parametrize('arguments', [
+  ['--config.microbatch=8'],
+  ['--config.network.batch_norm.group_size=8', '--config.head.batch_norm.group_size=8',
+   '--config.microbatch=8'],
+], ids=['chunks', 'chunks of groups'])
+def test_chunked_runs_are_watched_and_used(tmp_path, arguments):
+  workdir = tmp_path / 'run'
+  assert main(['train', f'--config={DEMO}:smoke', f'--workdir={workdir}', *CACHE, *arguments,
+               '--config.steps=2']) == 0
+  names = set().union(*lines(workdir))
+  assert {'knn20', 'effective_rank', 'loss'} <= names
+
+
+def test_a_sharded_run_is_used_elsewhere_without_its_data(tmp_path, monkeypatch):
+  """Trained on a 4 x 2 mesh from a file; loaded on one device after the file is gone."""
+  r = np.random.default_rng(0)
+  np.savez(tmp_path / 'mine.npz', image=r.integers(0, 256, (64, 28, 28, 1), np.uint8))
+  workdir = tmp_path / 'run'
+  assert train(workdir, '--config.data.name=array_files', f'--config.data.path={tmp_path}/mine.npz',
+               '--config.mesh.fsdp=2', '--config.sharding=(("kernel$", "fsdp"),)') == 0
+  images = np.load(tmp_path / 'mine.npz')['image']
+  (tmp_path / 'mine.npz').unlink()
+  all_devices = ssl_jax.load(workdir).embed(images)
+  one = ssl_jax.load(workdir, devices=jax.devices()[:1]).embed(images)
+  np.testing.assert_allclose(one, all_devices, rtol=1e-4, atol=1e-5)
+
+
+def test_debug_nans_stops_at_the_operation(tmp_path, capsys):
+  code = train(tmp_path, '--debug_nans', '--config.optimizer.name=sgd',
+               '--config.schedule.learning_rate=1e38', '--config.method.temperature=1e-38')
+  jax.config.update('jax_debug_nans', False)
+  assert code == 4
+  assert 'Traceback' in capsys.readouterr().err
+
+
 def test_embed_of_other_images(undisturbed, tmp_path):
   images = np.random.default_rng(0).integers(0, 256, (20, 28, 28, 1), np.uint8)
   np.savez(tmp_path / 'mine.npz', image=images)
@@ -204,6 +240,39 @@ def test_a_damaged_checkpoint_is_noticed(undisturbed, tmp_path, capsys):
     file.write_bytes(data)
   assert train(workdir, '--config.steps=8') == 3
   assert 'no step in' in capsys.readouterr().err
+
+
+def arrays(path, **fields):
+  np.savez(path, **fields)
+  return ['--config.data.name=array_files', f'--config.data.path={path}']
+
+
+GREY = np.zeros((32, 28, 28, 1), np.uint8)
+
+
+@pytest.mark.parametrize('fields, extra, words', [
+  (dict(image=np.zeros((32, 28, 28, 4), np.uint8)), [], 'C = 1 or 3'),
+  (dict(picture=GREY), [], "has no 'image'"),
+  (dict(image=GREY, label=np.zeros(32, int)), ['--config.evaluate.every=2'], "split 'test'"),
+  (dict(image=GREY), ['--config.views.views=3'], 'cannot be built'),
+  (dict(image=GREY), ['--config.network.dtype=bfloat17'], 'bfloat17'),
+  (dict(image=GREY), ['--config.mesh.dta=1'], 'config.mesh.dta is unknown'),
+  (dict(image=GREY), ['--config.sharding=(("kernel$","fsdp"),)'], "names axis 'fsdp'"),
+  (dict(image=GREY), ['--config.head.batch_norm.group_size=3'], 'config.head.batch_norm.group_size'),
+  (dict(image=GREY), ['--config.network.batch_norm.group_size="8"'], 'config.network.batch_norm'),
+  (dict(image=GREY), ['--config.steps=None', '--config.epochs=-1'], 'config.epochs'),
+], ids=lambda value: value if isinstance(value, str) else '')
+def test_data_and_config_that_do_not_fit_exit_with_2(fields, extra, words, tmp_path, capsys):
+  assert train(tmp_path / 'run', *arrays(tmp_path / 'x.npz', **fields), *extra) == 2
+  error = capsys.readouterr().err
+  assert words in error and 'Traceback' not in error
+
+
+def test_labels_that_cannot_be_evaluated():
+  for fields, words in ((dict(image=GREY), 'needs labels'),
+                        (dict(image=GREY, label=np.zeros(32, int)), 'at least two classes')):
+    with pytest.raises(runs.ConfigError, match=words):
+      runs.labels(ArraySource(fields), 'train')
 
 
 def test_missing_data_exits_with_3(tmp_path, capsys):
