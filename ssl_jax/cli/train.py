@@ -5,6 +5,8 @@ import os
 import pathlib
 import sys
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
@@ -72,7 +74,7 @@ def train(config, options: Options) -> int:
   began = time.monotonic()
   experiment = build.experiment(config)
   program = experiment.program(config)
-  _check_step(program)
+  compiled_step = _start_compiling(program)
   writers = []
 
   def write(k, numbers):
@@ -112,7 +114,7 @@ def train(config, options: Options) -> int:
   profiler(step)
   with StopOnSignal(progress.say) as stop:
     try:
-      ts = fit(program.step, ts, global_batches(config, experiment, program, step),
+      ts = fit(compiled_step(), ts, global_batches(config, experiment, program, step),
                steps=experiment.steps, report=report, stop=stop, patience=config.patience,
                callbacks=[Every(config.evaluate.health_every, apart(monitor.health)),
                           Every(config.evaluate.every, apart(monitor.evaluate)),
@@ -130,12 +132,16 @@ def train(config, options: Options) -> int:
   return _finish(options.workdir, int(ts.step), experiment.steps)
 
 
-def _check_step(program) -> None:
-  """Traces the step (which the first call does not repeat), so that faults are found before work."""
+def _start_compiling(program) -> Callable:
+  """Traces the step now, so that faults of the config are found before any work, and compiles it
+  while the state is made or restored. Returns a function that waits for the step."""
   try:
-    program.step.trace(program.state, program.batch)
+    lowered = program.step.lower(program.state, program.batch)
   except (ValueError, TypeError, AssertionError) as error:
     raise ConfigError(f'the step cannot be built from this config: {error}') from error
+  if jax.config.jax_debug_nans:  # a compiled program cannot be run again operation by operation
+    return lambda: program.step
+  return ThreadPoolExecutor(1).submit(lowered.compile).result
 
 
 # --- where to start -------------------------------------------------------------------------------
