@@ -207,7 +207,7 @@ def test_saving_goes_on_after_a_rollback(tmp_path, caplog):
   assert_equal_bits(checkpoints.restore(150, abstract(make_state())), make_state(150))
   aside = sorted(path.name.rsplit('-', 1)[0] for path in tmp_path.iterdir())
   assert aside == ['100', '150', '200.superseded', '300.superseded']
-  assert 'after a rollback: moved step 300' in caplog.text
+  assert 'Going back to step 150: moved step 300' in caplog.text
 
 
 def test_saving_a_step_again_replaces_it_and_keeps_it_valid_meanwhile(tmp_path, monkeypatch):
