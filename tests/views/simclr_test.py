@@ -51,7 +51,9 @@ def test_a_view_depends_on_its_key_alone():
   whole = prepared(recipe, key, image)
   order = np.array([5, 2, 7, 0, 1, 3, 6, 4])
   np.testing.assert_array_equal(prepared(recipe, key[order], image[order]), whole[order])
-  np.testing.assert_allclose(prepared(recipe, key[:2], image[:2]), whole[:2], atol=1e-6)
+  # Another batch size is another program, which may round differently: 1.2e-6 was seen with jax 0.12.
+  # A thousandth of a step of 8-bit images is 4e-6.
+  np.testing.assert_allclose(prepared(recipe, key[:2], image[:2]), whole[:2], atol=4e-6)
 
 
 def test_a_sharded_batch_needs_no_communication():
