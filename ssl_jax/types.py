@@ -1,6 +1,7 @@
 """The few types that everything else is written in: Method, Network, Views, TrainState."""
 
 from collections.abc import Callable, Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -32,10 +33,13 @@ class Network(NamedTuple):
   init: (key, x [B, ...]) -> (params, state)
   apply: (params, state, x [B, ...], mode, *, key=None) -> (outputs, state)
     outputs are (representation [B, D], projection [B, P]).
+  features: (params, state, x [B, ...], names) -> {name: array}, what the layers of these names give
+    outside training, such as a stage's [B, H, W, C] or a block's tokens [B, T, D]; or None
   """
 
   init: Callable[..., tuple[PyTree, PyTree]]
   apply: Callable[..., tuple[Any, PyTree]]
+  features: Callable[..., Mapping[str, jax.Array]] | None = None
 
 
 class Views(NamedTuple):
@@ -44,10 +48,19 @@ class Views(NamedTuple):
   prepare: (keys [B], batch) -> batch, before `Method.loss`, inside the jitted step. One key per
     example, drawn from (seed, epoch, example id), so that nothing depends on the device count.
   inputs: (batch) -> inputs [B, ...], the deterministic counterpart for `Method.embed`.
+  crops: {field: one mapping (size, area, aspect, resample) per view}, what a host that decodes large
+    images may do in advance: instead of 'image' the batch then has these fields, uint8
+    [B, views, size, size, C], and `prepare` does all the rest. Empty where there is nothing to crop.
   """
 
   prepare: Callable[[jax.Array, Batch], Batch]
   inputs: Callable[[Batch], jax.Array]
+  crops: Mapping[str, tuple[Mapping[str, Any], ...]] = MappingProxyType({})
+
+
+def whole(params: PyTree, state: PyTree) -> tuple[PyTree, PyTree]:
+  """The default `Method.encoder`: the method holds the variables of its network and nothing else."""
+  return params, state
 
 
 def unchanged(params: PyTree, state: PyTree, step: jax.Array) -> tuple[PyTree, PyTree]:
@@ -65,6 +78,8 @@ class Method(NamedTuple):
   frozen: (params, step) -> tree of bool, the leaves the optimizer leaves alone now; or None
   calibrate: (params, state, inputs) -> state whose normalisation statistics are those of `inputs`
     alone (evaluation averages it over a pass); or None where there are no such statistics
+  encoder: (params, state) -> (params, state) of the Network that `embed` runs; for features of
+    inner layers, fine-tuning and export
 
   `state` holds everything that is not trained by gradient: running statistics, EMA targets, queues.
   """
@@ -75,6 +90,7 @@ class Method(NamedTuple):
   after: Callable[..., tuple[PyTree, PyTree]] = unchanged
   frozen: Callable[..., PyTree] | None = None
   calibrate: Callable[..., PyTree] | None = None
+  encoder: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] = whole
 
 
 class TrainState(NamedTuple):

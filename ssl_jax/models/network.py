@@ -121,7 +121,7 @@ def chunked(net: Network, rows: int, *, block: int = 1) -> Network:
                                   (_split(x, count, block), keys))
     return jax.tree.map(lambda y: _join(y, block), outputs), jax.tree.map(_mean, states)
 
-  return Network(net.init, apply)
+  return Network(net.init, apply, net.features)
 
 
 def _checkpoint(function: Callable) -> Callable:
