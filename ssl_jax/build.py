@@ -1,17 +1,9 @@
 """A config becomes objects: the only file that knows both names and modules.
 
-Every section with a `name` is a function call: the name is looked up in one folder (or is a dotted
-path to a module of yours with a `build` function), the other keys are its keyword arguments. The
-function's signature is the schema: an unknown key, a missing key or a wrong type is a ConfigError.
+Every section with a `name` is a function call, see `ssl_jax.schema`.
 """
 
-import difflib
-import importlib
-import inspect
 import math
-import pkgutil
-import types
-import typing
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,13 +19,10 @@ from ssl_jax.models import convnet, mlp, resnet
 from ssl_jax.models.network import chunked, from_linen, with_head
 from ssl_jax.models.norm import BatchNormPolicy
 from ssl_jax.parallel import BATCH_AXES, Placement, batch_axes, local, make_mesh, over
+from ssl_jax.schema import ConfigError, call, did_you_mean, fits, functions, modules, plain, signature
 from ssl_jax.train import optimizers, schedules
 from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
-
-
-class ConfigError(ValueError):
-  """The user's configuration cannot be run; the message says what to change. Exit code 2."""
 
 
 class Shape(NamedTuple):
@@ -110,7 +99,7 @@ def _build(config, mesh: Mesh, shape: Shape, train) -> Experiment:
   rows = config.batch_size if train is not None else _shards(mesh)
   return Experiment(
     source=train, views=image_views(config), method=method(config, over(mesh)),
-    tx=_call('optimizer', config.optimizer, optimizers.OPTIMIZERS, schedule), schedule=schedule,
+    tx=call('optimizer', config.optimizer, optimizers.OPTIMIZERS, schedule), schedule=schedule,
     mesh=mesh, batch=_abstract_batch(shape, rows), steps=steps)
 
 
@@ -125,18 +114,18 @@ def source(config, split: str | None = None):
   spec = dict(config.data)
   if split is not None:
     spec['split'] = split
-  return _call('data', spec, _functions(sources))
+  return call('data', spec, functions(sources))
 
 
 def image_views(config) -> Views:
-  return _call('views', config.views, _modules(views))
+  return call('views', config.views, modules(views))
 
 
 def network(config) -> Network:
   """Backbone and head as one network, in chunks if `config.microbatch` says so."""
-  choices = {**_functions(resnet), **_functions(convnet)}
+  choices = {**functions(resnet), **functions(convnet)}
   net = from_linen(with_head(
-    _call('network', config.network, choices), _call('head', config.head, _functions(mlp))))
+    call('network', config.network, choices), call('head', config.head, functions(mlp))))
   if not config.microbatch:
     return net
   count = 1 if config.method.get('separate_views') else config.views.get('views', 2)
@@ -146,18 +135,18 @@ def network(config) -> Network:
 
 def method(config, on_batch: Placement = local) -> Method:
   """The method, with its loss head placed by `on_batch`."""
-  return _call('method', config.method, _modules(methods), network(config), on_batch=on_batch)
+  return call('method', config.method, modules(methods), network(config), on_batch=on_batch)
 
 
 def defaults(config) -> list[tuple[str, Any]]:
   """(field, default) of everything that the named functions take and the config does not set."""
   choices = dict(
-    data=_functions(sources), views=_modules(views), head=_functions(mlp),
-    network={**_functions(resnet), **_functions(convnet)}, method=_modules(methods),
+    data=functions(sources), views=modules(views), head=functions(mlp),
+    network={**functions(resnet), **functions(convnet)}, method=modules(methods),
     optimizer=optimizers.OPTIMIZERS)
   found = []
   for section, known in choices.items():
-    spec = _plain(config.get(section) or {})
+    spec = plain(config.get(section) or {})
     if spec.get('name') in known:
       found += [(f'{section}.{key}', getattr(p.default, '__name__', p.default))
                 for key, p in signature(known[spec['name']]).items()
@@ -199,11 +188,11 @@ def complete(config) -> ConfigDict:
   with full.ignore_type():
     for key, value in config.items():
       if key not in (*REQUIRED, *OPTIONAL):
-        raise ConfigError(f'config.{key} is unknown{_did_you_mean(key, (*REQUIRED, *OPTIONAL))}')
+        raise ConfigError(f'config.{key} is unknown{did_you_mean(key, (*REQUIRED, *OPTIONAL))}')
       if key in ('checkpoint', 'evaluate'):
         for name, inner in value.items():
           if name not in OPTIONAL[key]:
-            raise ConfigError(f'config.{key}.{name} is unknown{_did_you_mean(name, OPTIONAL[key])}')
+            raise ConfigError(f'config.{key}.{name} is unknown{did_you_mean(name, OPTIONAL[key])}')
           full[key][name] = inner
       else:
         full[key] = value
@@ -230,7 +219,7 @@ def check_numbers(config) -> None:
 def _mesh(config, devices) -> Mesh:
   for axis in config.mesh:
     if axis not in AXES:
-      raise ConfigError(f'config.mesh.{axis} is unknown{_did_you_mean(axis, AXES)}')
+      raise ConfigError(f'config.mesh.{axis} is unknown{did_you_mean(axis, AXES)}')
   try:
     return make_mesh(config.mesh.to_dict(), devices)
   except ValueError as error:
@@ -269,7 +258,7 @@ def _group_sizes(config) -> dict[str, int | None]:
   sizes = {}
   for section in ('network', 'head'):
     try:
-      sizes[section] = BatchNormPolicy.of(_plain(config[section].get('batch_norm'))).group_size
+      sizes[section] = BatchNormPolicy.of(plain(config[section].get('batch_norm'))).group_size
     except (ValueError, TypeError) as error:
       raise ConfigError(f'config.{section}.batch_norm: {error}') from error
   return sizes
@@ -279,7 +268,7 @@ def _steps(config, per_epoch: int) -> int:
   steps, epochs = config.steps, config.epochs
   if (steps is None) == (epochs is None):
     raise ConfigError(f'give either config.steps or config.epochs, got {steps} and {epochs}')
-  if epochs is not None and not (_fits(epochs, float) and epochs > 0):
+  if epochs is not None and not (fits(epochs, float) and epochs > 0):
     raise ConfigError(f'config.epochs must be a number above 0, got {epochs!r}')
   return steps or max(1, round(epochs * per_epoch))
 
@@ -297,105 +286,10 @@ def _schedule(config, steps: int, per_epoch: int) -> Callable:
     return schedules.constant(schedules.scale_learning_rate(
       learning_rate, batch_size=config.batch_size, rule=scaling))
 
-  return _call('schedule', config.schedule, dict(warmup_cosine=warmup_cosine, constant=constant))
+  return call('schedule', config.schedule, dict(warmup_cosine=warmup_cosine, constant=constant))
 
 
 def _abstract_batch(shape: Shape, size: int) -> dict[str, jax.ShapeDtypeStruct]:
   batch = {name: jax.ShapeDtypeStruct((size, *x.shape), x.dtype) for name, x in shape.fields.items()}
   counter = jax.ShapeDtypeStruct((size,), np.uint32)
   return {**batch, 'id': counter, 'epoch': counter}
-
-
-# --- names to calls -------------------------------------------------------------------------------
-
-
-def _functions(module) -> dict[str, Callable]:
-  """The public functions that `module` defines, by name."""
-  return {name: f for name, f in vars(module).items()
-          if inspect.isfunction(f) and f.__module__ == module.__name__ and name[0] != '_'}
-
-
-def _modules(package) -> dict[str, Callable]:
-  """The `build` functions of the modules of `package`, by module name."""
-  modules = {m.name: importlib.import_module(f'{package.__name__}.{m.name}')
-             for m in pkgutil.iter_modules(package.__path__)}
-  return {name: module.build for name, module in modules.items() if hasattr(module, 'build')}
-
-
-def _call(section: str, spec, choices: Mapping[str, Callable], *args, **given):
-  """Calls the function that `spec['name']` names with the rest of `spec`; faults are ConfigErrors."""
-  spec = _plain(spec)
-  if not isinstance(spec, Mapping) or 'name' not in spec:
-    raise ConfigError(f'config.{section} needs a name, one of {sorted(choices)}')
-  function = _find(section, spec.pop('name'), choices)
-  arguments = signature(function)
-  for key, value in spec.items():
-    if key not in arguments:
-      raise ConfigError(
-        f'config.{section}.{key} is unknown{_did_you_mean(key, arguments)}')
-    hint = arguments[key].annotation
-    if not _fits(value, hint):
-      raise ConfigError(f'config.{section}.{key} must be {_spelled(hint)}, got {value!r}')
-  for key, parameter in arguments.items():
-    if parameter.default is parameter.empty and key not in spec and key not in given:
-      raise ConfigError(f'config.{section}.{key} is missing: {function.__module__} needs it')
-  try:
-    return function(*args, **spec, **given)
-  except sources.DataError:
-    raise  # the config is right, the files are not
-  except (ValueError, TypeError) as error:
-    raise ConfigError(f'config.{section}: {error}') from error
-
-
-def _find(section: str, name: str, choices: Mapping[str, Callable]) -> Callable:
-  if name in choices:
-    return choices[name]
-  if '.' not in str(name):
-    raise ConfigError(f'config.{section}.name {name!r} is unknown{_did_you_mean(name, choices)}')
-  try:
-    return importlib.import_module(name).build
-  except (ImportError, AttributeError) as error:
-    raise ConfigError(f'config.{section}.name: {name!r} is not a module with a build function '
-                      f'({error})') from error
-
-
-def signature(function: Callable) -> dict[str, inspect.Parameter]:
-  """The keyword-only parameters of a builder: the schema of its section."""
-  hints = typing.get_type_hints(function)
-  return {name: p.replace(annotation=hints.get(name, Any))
-          for name, p in inspect.signature(function).parameters.items() if p.kind is p.KEYWORD_ONLY}
-
-
-def _fits(value, hint) -> bool:
-  """Whether a config value is of the kind that an annotation asks for; True where it cannot tell."""
-  origin = typing.get_origin(hint)
-  if origin in (typing.Union, types.UnionType):
-    return any(_fits(value, one) for one in typing.get_args(hint))
-  if origin is typing.Literal:
-    return value in typing.get_args(hint)
-  if hint in (int, float):
-    numbers = (int,) if hint is int else (int, float)
-    return isinstance(value, numbers) and not isinstance(value, bool)
-  if hint in (bool, str, types.NoneType):
-    return isinstance(value, hint)
-  if hint is tuple or origin in (tuple, list):
-    return isinstance(value, (tuple, list))
-  return True
-
-
-def _spelled(hint) -> str:
-  return getattr(hint, '__name__', None) if isinstance(hint, type) else str(hint)
-
-
-def _did_you_mean(word, choices) -> str:
-  choices = [str(choice) for choice in choices]
-  close = difflib.get_close_matches(str(word), choices, n=1)
-  known = ', '.join(sorted(choices))
-  return f'; did you mean {close[0]!r}? Known: {known}' if close else f'; known: {known}'
-
-
-def _plain(spec):
-  """A ConfigDict as a dict of its own; lists (what JSON makes of tuples) as tuples."""
-  if isinstance(spec, Mapping) or hasattr(spec, 'to_dict'):
-    return {key: _plain(value) for key, value in spec.items()}
-  return tuple(map(_plain, spec)) if isinstance(spec, (list, tuple)) else spec

@@ -17,11 +17,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from ssl_jax import build
-from ssl_jax.build import ConfigError
 from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import ArraySource, Source
 from ssl_jax.evals.features import calibrate, embed_all
 from ssl_jax.parallel import batch_axes, batch_sharding, local_rows, to_global
+from ssl_jax.schema import ConfigError
 from ssl_jax.train.checkpoint import CheckpointError, Checkpoints
 from ssl_jax.train.step import make_program
 from ssl_jax.types import Method, PyTree, TrainState

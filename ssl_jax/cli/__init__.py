@@ -43,8 +43,8 @@ def main(argv: list[str] | None = None) -> int:
 
 def explain(error: Exception) -> tuple[int, list[str]]:
   """The exit code of an error and what to tell the user; 1 is a bug, which deserves a traceback."""
-  from ssl_jax.build import ConfigError
   from ssl_jax.data.sources import DataError
+  from ssl_jax.schema import ConfigError
   from ssl_jax.train.checkpoint import CheckpointError
   from ssl_jax.train.loop import NonFiniteError
   kinds = {ConfigError: CONFIGURATION, DataError: DATA, CheckpointError: DATA,

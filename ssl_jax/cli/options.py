@@ -9,7 +9,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
-from ssl_jax.build import ConfigError, complete
+from ssl_jax.build import complete
+from ssl_jax.schema import ConfigError
 
 
 def load_config(spec: str) -> ConfigDict:

@@ -13,13 +13,13 @@ import jax
 import numpy as np
 
 from ssl_jax import __version__, build, runs
-from ssl_jax.build import ConfigError
 from ssl_jax.cli import AGAIN
 from ssl_jax.cli.monitor import Monitor
 from ssl_jax.cli.options import Parser, fields
 from ssl_jax.cli.setup import Profiler, StopOnSignal, use_compilation_cache
 from ssl_jax.data.batches import batches, describe_change, fingerprint
 from ssl_jax.parallel import local_rows, to_global
+from ssl_jax.schema import ConfigError
 from ssl_jax.train.checkpoint import Checkpoints, init_from
 from ssl_jax.train.loop import Every, NonFiniteError, fit
 from ssl_jax.train.metrics import JsonLines, Progress, TensorBoard

@@ -6,9 +6,9 @@ import pytest
 from ml_collections import ConfigDict
 
 from ssl_jax import build
-from ssl_jax.build import ConfigError
 from ssl_jax.cli import main
 from ssl_jax.cli.options import help_text, load_config, override
+from ssl_jax.schema import ConfigError
 
 DEMO = str(pathlib.Path(__file__).parents[2] / 'configs' / 'simclr_fashion_mnist.py')
 
