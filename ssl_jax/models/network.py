@@ -1,13 +1,15 @@
 """Linen modules as pure functions, and the ways to run one encoder over several views or chunks."""
 
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.traverse_util import flatten_dict
 
-from ssl_jax.parallel import fold, unfold
+from ssl_jax.parallel import fold, path_name, unfold
 from ssl_jax.types import Mode, Network, PyTree
 
 
@@ -16,6 +18,10 @@ def from_linen(module: nn.Module) -> Network:
 
   `state` holds every collection except 'params'; outside training it is returned as it came. `key`
   feeds the rngs 'dropout' and 'batch_norm' (shuffled groups).
+
+  `features` knows what modules sow into 'intermediates' (each network's docstring lists its names)
+  and the output of every submodule by its path in `params`: 'stage3_block2', 'head/Dense_0'. A
+  backbone under a head keeps its own names. Under jit, only what they need is computed.
   """
 
   def init(key, x):
@@ -31,7 +37,53 @@ def from_linen(module: nn.Module) -> Network:
     outputs, changed = module.apply(variables, x, mode, rngs=rngs, mutable=list(state))
     return outputs, {**state, **changed}
 
-  return Network(init, apply)
+  def features(params, state, x, names):
+    variables = {'params': params, **state}
+    found = _intermediates(module, variables, x, set(names).__contains__)
+    missing = sorted(set(names) - set(found))
+    if missing:
+      everything = jax.eval_shape(
+        lambda v, x: _intermediates(module, v, x, lambda name: True), variables, x)
+      raise ValueError(f'unknown features {missing}{_known(missing[0], everything)}')
+    return {name: found[name] for name in names}
+
+  return Network(init, apply, features)
+
+
+def _intermediates(module: nn.Module, variables: PyTree, x: jax.Array,
+                   wanted: Callable[[str], bool]) -> dict[str, Any]:
+  """By name, everything sown and the outputs of submodules with a `wanted` name."""
+  def capture(submodule, method):
+    return method == '__call__' and wanted(_feature_name(submodule.path))
+
+  _, sown = module.apply(variables, x, Mode(), capture_intermediates=capture,
+                         mutable=['intermediates'])
+  # A module called more than once has several values: the last.
+  return {_feature_name(path): values[-1]
+          for path, values in flatten_dict(sown.get('intermediates', {})).items()}
+
+
+def _feature_name(path: tuple[str, ...]) -> str:
+  path = path[:-1] if path and path[-1] == '__call__' else path
+  return '/'.join(path[1:] if len(path) > 1 and path[0] == 'backbone' else path)
+
+
+def _known(word: str, names: Iterable[str]) -> str:
+  close = difflib.get_close_matches(word, names, n=1)
+  outer = sorted(name for name in names if name and '/' not in name)
+  hint = f'; did you mean {close[0]!r}?' if close else ';'
+  return f'{hint} known are {", ".join(outer)}, and what is inside of these (a/b)'
+
+
+def fixed_parameters(module: nn.Module, params: PyTree) -> PyTree:
+  """A tree of bool like `params`: the leaves that `module` never trains, by its `fixed` paths.
+
+  Their gradient is zero, but weight decay would still change them: `Method.frozen` must name them.
+  `params` may hold those of the module anywhere inside.
+  """
+  paths = getattr(module, 'fixed', ())
+  return jax.tree_util.tree_map_with_path(
+    lambda path, _: any(f'/{fixed}/' in f'/{path_name(path)}/' for fixed in paths), params)
 
 
 class WithHead(nn.Module):
@@ -42,11 +94,19 @@ class WithHead(nn.Module):
 
   def __call__(self, x: jax.Array, mode: Mode) -> tuple[jax.Array, jax.Array]:
     h = self.backbone(x, mode)
-    return h, self.head(h, mode)
+    z = self.head(h, mode)
+    self.sow('intermediates', 'representation', h)
+    self.sow('intermediates', 'projection', z)
+    return h, z
+
+  @property
+  def fixed(self) -> tuple[str, ...]:
+    return tuple(f'{part}/{path}' for part in ('backbone', 'head')
+                 for path in getattr(getattr(self, part), 'fixed', ()))
 
 
 def with_head(backbone: nn.Module, head: nn.Module) -> nn.Module:
-  """A module returning (backbone(x), head(backbone(x)))."""
+  """A module returning (h, z) = (backbone(x), head(h)); features 'representation', 'projection'."""
   return WithHead(backbone, head)
 
 
