@@ -15,14 +15,30 @@ from ml_collections import ConfigDict
 
 from ssl_jax import methods, views
 from ssl_jax.data import sources
+from ssl_jax.data.batches import batches
+from ssl_jax.data.sources import RESERVED
 from ssl_jax.models import convnet, mlp, resnet
 from ssl_jax.models.network import chunked, from_linen, with_head
 from ssl_jax.models.norm import BatchNormPolicy
 from ssl_jax.parallel import BATCH_AXES, Placement, batch_axes, local, make_mesh, over
-from ssl_jax.schema import ConfigError, call, did_you_mean, fits, functions, modules, plain, signature
+from ssl_jax.schema import (
+  ConfigError,
+  call,
+  did_you_mean,
+  find,
+  fits,
+  functions,
+  modules,
+  plain,
+  signature,
+)
 from ssl_jax.train import optimizers, schedules
 from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
+
+DATA = functions(sources)
+NETWORKS = {**functions(resnet), **functions(convnet)}
+HEADS = functions(mlp)
 
 
 class Shape(NamedTuple):
@@ -77,10 +93,11 @@ def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
   check_numbers(config)
   mesh = _mesh(config, devices)
   _check_batch(config, mesh)
-  train = source(config)
+  train = source(config, crops=image_views(config).crops)
   if len(train) < config.batch_size:
     raise ConfigError(f'config.batch_size is {config.batch_size}, but the data have only '
                       f'{len(train)} examples; use at most {len(train)}')
+  _check_labels(config, train)
   return _build(config, mesh, shape_of(train), train)
 
 
@@ -104,17 +121,23 @@ def _build(config, mesh: Mesh, shape: Shape, train) -> Experiment:
 
 
 def shape_of(source) -> Shape:
-  example = {name: np.asarray(value) for name, value in source[0].items()}
-  return Shape(len(source), {name: jax.ShapeDtypeStruct(x.shape, x.dtype)
-                             for name, x in example.items()})
+  """Of the batches that training reads, which is not `source[0]` where a host crops."""
+  batch = next(batches(source, batch_size=1, seed=0))
+  return Shape(len(source), {name: jax.ShapeDtypeStruct(x.shape[1:], x.dtype)
+                             for name, x in batch.items() if name not in RESERVED})
 
 
-def source(config, split: str | None = None):
-  """The data of `config.data`; `split` replaces its own."""
+def source(config, split: str | None = None, crops: Mapping[str, Any] | None = None):
+  """The data of `config.data`; `split` replaces its own.
+
+  `crops` are the views' wishes, `Views.crops`, for data that crop while they decode; without them
+  every example is one whole image, which is what evaluation wants.
+  """
   spec = dict(config.data)
   if split is not None:
     spec['split'] = split
-  return call('data', spec, functions(sources))
+  takes_crops = 'name' in spec and 'crops' in signature(find('data', spec['name'], DATA))
+  return call('data', spec, DATA, **({'crops': crops} if takes_crops else {}))
 
 
 def image_views(config) -> Views:
@@ -123,12 +146,11 @@ def image_views(config) -> Views:
 
 def network(config) -> Network:
   """Backbone and head as one network, in chunks if `config.microbatch` says so."""
-  choices = {**functions(resnet), **functions(convnet)}
   net = from_linen(with_head(
-    call('network', config.network, choices), call('head', config.head, functions(mlp))))
+    call('network', config.network, NETWORKS), call('head', config.head, HEADS)))
   if not config.microbatch:
     return net
-  count = 1 if config.method.get('separate_views') else config.views.get('views', 2)
+  count = _views_at_once(config)
   groups = [size for size in _group_sizes(config).values() if size]
   return chunked(net, config.microbatch * count, block=math.lcm(*groups) if groups else count)
 
@@ -138,11 +160,18 @@ def method(config, on_batch: Placement = local) -> Method:
   return call('method', config.method, modules(methods), network(config), on_batch=on_batch)
 
 
+def _views_at_once(config) -> int:
+  """Rows that go through the encoder together for each example."""
+  if config.method.get('separate_views'):
+    return 1
+  crops = image_views(config).crops
+  return len(crops['crops']) if 'crops' in crops else config.views.get('views', 2)
+
+
 def defaults(config) -> list[tuple[str, Any]]:
   """(field, default) of everything that the named functions take and the config does not set."""
   choices = dict(
-    data=functions(sources), views=modules(views), head=functions(mlp),
-    network={**functions(resnet), **functions(convnet)}, method=modules(methods),
+    data=DATA, views=modules(views), head=HEADS, network=NETWORKS, method=modules(methods),
     optimizer=optimizers.OPTIMIZERS)
   found = []
   for section, known in choices.items():
@@ -160,7 +189,7 @@ def defaults(config) -> list[tuple[str, Any]]:
 AXES = (*BATCH_AXES, 'tensor')
 
 # Arguments that are no business of a config: build.py fills them in.
-NOT_IN_CONFIGS = ('on_batch',)
+NOT_IN_CONFIGS = ('on_batch', 'crops')
 
 REQUIRED = ('seed', 'data', 'batch_size', 'views', 'network', 'head', 'method', 'optimizer',
             'schedule')
@@ -242,12 +271,24 @@ def _check_batch(config, mesh: Mesh) -> None:
     nearest = sorted(sorted(divisors, key=lambda n: abs(n - chunk))[:2])
     raise ConfigError(f'config.microbatch is {chunk}, which does not divide the batch of '
                       f'{config.batch_size}; use {" or ".join(map(str, nearest))}')
-  rows = (chunk or config.batch_size) * (
-    1 if config.method.get('separate_views') else config.views.get('views', 2))
+  rows = (chunk or config.batch_size) * _views_at_once(config)
   for section, group in _group_sizes(config).items():
     if group and rows % group:
       raise ConfigError(f'config.{section}.batch_norm.group_size is {group}, which does not divide '
                         f'the {rows} rows that the network sees at once')
+
+
+def _check_labels(config, train) -> None:
+  """A classifier needs an output for every class; known before training where labels are at hand."""
+  if config.method.name != 'supervised':
+    return
+  labels = getattr(train, 'labels', None)
+  if labels is None:
+    return
+  low, high = int(labels.min()), int(labels.max())
+  if low < 0 or high >= config.head.out:
+    raise ConfigError(f'config.head.out is {config.head.out}, but the labels of the data go from '
+                      f'{low} to {high}; use config.head.out={high + 1}')
 
 
 def _shards(mesh: Mesh) -> int:

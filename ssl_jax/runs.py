@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import build
 from ssl_jax.data.batches import in_order
-from ssl_jax.data.sources import ArraySource, Source
+from ssl_jax.data.sources import Source
 from ssl_jax.evals.features import calibrate, embed_all
 from ssl_jax.parallel import batch_axes, batch_sharding, local_rows, to_global
 from ssl_jax.schema import ConfigError
@@ -80,7 +80,7 @@ def write_config(workdir: pathlib.Path, config, shape: build.Shape) -> None:
 def _read_shape(workdir: pathlib.Path, config) -> build.Shape:
   path = workdir / EXAMPLE
   if not path.is_file():
-    return build.shape_of(build.source(config))
+    return build.shape_of(build.source(config, crops=build.image_views(config).crops))
   saved = json.loads(path.read_text())
   return build.Shape(saved['length'], {
     name: jax.ShapeDtypeStruct(tuple(shape), dtype)
@@ -141,12 +141,18 @@ def splits(config) -> Splits:
 
 
 def labels(source: Source, split: str) -> np.ndarray:
-  """int [N]; reads only labels where the source holds arrays. Raises ConfigError without them."""
-  if 'label' not in source[0]:
-    raise ConfigError(f'evaluation needs labels, and the {split} split has only '
-                      f'{", ".join(source[0])}; set config.evaluate.every=None, or use `embed`')
-  found = (source.arrays['label'] if isinstance(source, ArraySource) else
-           np.array([source[i]['label'] for i in range(len(source))]))
+  """int [N]; reads images only where the source cannot tell its labels without them.
+
+  Raises:
+    ConfigError: there are none, or only one class.
+  """
+  found = getattr(source, 'labels', None)
+  if found is None:
+    example = source[0]
+    if 'label' not in example:
+      raise ConfigError(f'evaluation needs labels, and the {split} split has only '
+                        f'{", ".join(example)}; set config.evaluate.every=None, or use `embed`')
+    found = np.array([source[i]['label'] for i in range(len(source))])
   if len(np.unique(found)) < 2:
     raise ConfigError(f'evaluation needs at least two classes; all labels of the {split} split are '
                       f'{found[0]}')

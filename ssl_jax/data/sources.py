@@ -32,8 +32,11 @@ class DataError(ValueError):
 class Source(Protocol):
   """Examples by number; must survive pickling, because workers receive a copy.
 
-  A source that stores its fields as arrays may also offer `take(indices) -> {field: [B, ...]}`, the
-  same as stacking `self[i]` over `indices`, which `batches` then prefers.
+  What a source may also offer:
+    take(indices) -> {field: [B, ...]}, the same as stacking `self[i]` over `indices`;
+    draw(i, seed=..., epoch=...) -> fields, what training reads instead of `self[i]`: random crops;
+    labels, int32 [N] or None: all labels without reading an image;
+    classes, the names of the labels.
   """
 
   def __len__(self) -> int: ...
@@ -76,6 +79,11 @@ class ArraySource:
 
   def take(self, indices: np.ndarray) -> dict[str, np.ndarray]:
     return {name: array[indices] for name, array in self.arrays.items()}
+
+  @property
+  def labels(self) -> np.ndarray | None:
+    """The field 'label', int32 [N], if there is one."""
+    return self.arrays.get('label')
 
   def fingerprint(self) -> str:
     """SHA-256 over names, dtypes, shapes and bytes; read once, at about 1.5 GB/s."""
