@@ -6,6 +6,7 @@ three layers.
 """
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import jax
@@ -16,6 +17,7 @@ from ssl_jax.models.norm import BatchNorm, BatchNormPolicy
 from ssl_jax.types import Mode
 
 OUTPUT_NORMS = (None, 'scale', 'plain')
+ACTIVATIONS = {'relu': nn.relu, 'gelu': partial(nn.gelu, approximate=False)}
 
 
 class MLP(nn.Module):
@@ -27,14 +29,22 @@ class MLP(nn.Module):
   output_norm: str | None
   batch_norm: BatchNormPolicy = BatchNormPolicy()
   dtype: Any = None
+  hidden_norm: bool = True
+  hidden_bias: bool = False
+  out_bias: bool = False
+  activation: str = 'relu'
+  kernel_init: nn.initializers.Initializer = nn.initializers.lecun_normal()
 
   @nn.compact
   def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
+    dense = partial(nn.Dense, dtype=self.dtype, kernel_init=self.kernel_init)
     hidden = self.hidden or x.shape[-1]
-    for _ in range(self.layers - 1):
-      x = nn.Dense(hidden, use_bias=False, dtype=self.dtype)(x)
-      x = nn.relu(BatchNorm(self.batch_norm)(x, mode))
-    x = nn.Dense(self.out, use_bias=False, dtype=self.dtype)(x)
+    for layer in range(1, self.layers):
+      x = dense(hidden, use_bias=self.hidden_bias)(x)
+      x = BatchNorm(self.batch_norm)(x, mode) if self.hidden_norm else x
+      x = ACTIVATIONS[self.activation](x)
+      self.sow('intermediates', f'layer{layer}', x)
+    x = dense(self.out, use_bias=self.out_bias)(x)
     if self.output_norm:
       use_scale = self.output_norm == 'scale'
       x = BatchNorm(self.batch_norm, use_scale=use_scale, use_bias=False)(x, mode)
