@@ -1,0 +1,256 @@
+"""The page: a `Report` in, one string of HTML out."""
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ssl_jax.report import style
+from ssl_jax.report.charts import (
+  Classes,
+  Reference,
+  Series,
+  line_chart,
+  scatter,
+  swatch,
+  with_smoothing,
+)
+from ssl_jax.report.html import Html, join, tag
+from ssl_jax.report.images import Augmented, Neighbours, augmentation_grid, neighbour_grid
+from ssl_jax.report.numbers import number
+from ssl_jax.report.tables import (
+  accuracy_table,
+  config_table,
+  health_table,
+  pairs_table,
+  protocol_table,
+)
+
+
+class Missing(NamedTuple):
+  """A part that cannot be shown: why, and the command that changes it."""
+
+  why: str
+  command: str | None = None
+
+
+class Tile(NamedTuple):
+  label: str
+  value: str
+  note: str = ''
+
+
+class Curve(NamedTuple):
+  """One chart of the run's history; steps and values [N]."""
+
+  title: str
+  unit: str
+  steps: np.ndarray
+  values: np.ndarray
+  log: bool = False
+  reference: Reference | None = None
+
+
+class Evaluation(NamedTuple):
+  """What evaluation.json says; `ours` is the row of the trained encoder."""
+
+  accuracies: Mapping[str, Mapping[str, float]]
+  health: Mapping[str, Mapping[str, float]]
+  protocols: Sequence[Mapping[str, Any]]
+  ours: str | None
+  note: str
+
+
+class Panel(NamedTuple):
+  """One scatter: points [N, 2]; axis labels where the axes mean something."""
+
+  title: str
+  points: np.ndarray
+  x_label: str = ''
+  y_label: str = ''
+
+
+class Embedding(NamedTuple):
+  """Scatters of the same examples, their classes (None: no labels), and the spectra by encoder."""
+
+  panels: Sequence[Panel]
+  classes: Classes | None
+  spectra: Mapping[str, np.ndarray]
+  examples: int
+  others: int = 0  # classes without a colour of their own
+
+
+class Report(NamedTuple):
+  """All that the page shows. Any part may be a `Missing`.
+
+  config: (field, value, default or ...) each; defaults_left: those the config does not mention.
+  """
+
+  title: str
+  lead: str
+  tiles: Sequence[Tile]
+  curves: Sequence[Curve] | Missing
+  evaluation: Evaluation | Missing
+  embedding: Embedding | Missing
+  neighbours: Neighbours | Missing
+  augmentations: Sequence[Augmented] | Missing
+  config: Sequence[tuple[str, Any, Any]]
+  defaults_left: Sequence[tuple[str, Any]]
+  environment: Mapping[str, str]
+  environment_note: str
+  footer: str
+
+
+def render(report: Report) -> str:
+  """The whole page. It loads nothing: styles, script and images are inside."""
+  sections = [
+    ('curves', 'Training', report.curves, _curves),
+    ('evaluation', 'Evaluation', report.evaluation, _evaluation),
+    ('embedding', 'Embedding', report.embedding, _embedding),
+    ('neighbours', 'Nearest neighbours', report.neighbours, _neighbours),
+    ('views', 'Augmentations', report.augmentations, _augmentations),
+    ('health', 'Health', *_health_part(report)),
+    ('config', 'Config', report.config, lambda rows: _config(rows, report.defaults_left)),
+    ('environment', 'Environment', report.environment,
+     lambda rows: join(pairs_table(rows), tag('p', report.environment_note, class_='note'))),
+  ]
+  body = join(
+    tag('header', tag('h1', report.title), tag('p', report.lead, class_='lead'),
+        tag('nav', [tag('a', title, href=f'#{name}') for name, title, *_ in sections])),
+    tag('main', _tiles(report.tiles), [_section(*part) for part in sections]),
+    tag('footer', report.footer), tag('script', style.SCRIPT))
+  head = tag('head', tag('meta', charset='utf-8'),
+             tag('meta', name='viewport', content='width=device-width,initial-scale=1'),
+             tag('title', report.title), tag('style', style.CSS))
+  return f'<!DOCTYPE html>\n{tag("html", head, tag("body", body), lang="en")}\n'
+
+
+def _section(name: str, title: str, part, draw: Callable[[Any], Html]) -> Html:
+  inside = _missing(part) if isinstance(part, Missing) else draw(part)
+  return tag('section', tag('h2', title), inside, id=name, class_=name)
+
+
+def _missing(part: Missing) -> Html:
+  return tag('div', part.why, tag('pre', part.command) if part.command else None, class_='missing')
+
+
+def _tiles(tiles: Sequence[Tile]) -> Html:
+  """Numbers large, names a little smaller."""
+  return tag('dl', [
+    tag('div', tag('dt', tile.label),
+        tag('dd', tile.value, tag('span', tile.note, class_='note') if tile.note else None),
+        class_='tile' if tile.value[:1].isdigit() else 'tile word') for tile in tiles],
+    class_='tiles')
+
+
+def _curves(curves: Sequence[Curve]) -> Html:
+  figures, widths = [], set()
+  for curve in curves:
+    series, width = with_smoothing(curve.title, curve.steps, curve.values)
+    widths |= {width} - {0}
+    finite = curve.values[np.isfinite(curve.values)]
+    lost = len(curve.values) - len(finite)
+    figures.append(tag(
+      'figure',
+      tag('figcaption', tag('span', curve.title, ' ', tag('span', curve.unit, class_='unit')),
+          tag('span', number(finite[-1]) if len(finite) else 'never finite', class_='last')),
+      line_chart(series, title=f'{curve.title} by step', x_label='step', log=curve.log,
+                 reference=curve.reference),
+      tag('p', f'{lost} values not finite, marked on the axis', class_='note') if lost else None))
+  note = 'Top right: the last value, or the one under the pointer.'
+  if widths:
+    note += (' Thin: as logged. Bold: running mean, Hann window over 5 % of the points '
+             f'({" or ".join(map(str, sorted(widths)))}).')
+  return join(tag('p', note, class_='note'), tag('div', figures, class_='charts'))
+
+
+def _evaluation(evaluation: Evaluation) -> Html:
+  named = evaluation.protocols and join(tag('h3', 'Protocols by name'),
+                                        protocol_table(evaluation.protocols))
+  return join(
+    tag('p', evaluation.note, class_='note'),
+    accuracy_table(evaluation.accuracies, evaluation.ours) if evaluation.accuracies else None,
+    named or None)
+
+
+def _embedding(embedding: Embedding) -> Html:
+  classes = embedding.classes
+  if classes is None:
+    legend = tag('p', 'These data have no labels, so all points have one colour.', class_='note')
+  else:
+    rest = [tag('li', f'{embedding.others} other classes in grey')] if embedding.others else []
+    legend = tag('ul', [tag('li', swatch(c), name, class_=f'k{c}')
+                        for c, name in enumerate(classes.names)], rest, class_='legend')
+  figures = [
+    tag('figure', tag('figcaption', tag('b', panel.title)),
+        scatter(panel.points, classes, title=panel.title, x_label=panel.x_label,
+                y_label=panel.y_label)) for panel in embedding.panels]
+  note = (f'{embedding.examples:,} test images. t-SNE keeps neighbourhoods; the size of a group and '
+          'the distance between groups mean nothing, and the untrained encoder beside it shows how '
+          'much comes from the images alone. PCA is linear and keeps large distances.')
+  return join(tag('p', note, class_='note'), legend, tag('div', figures, class_='charts wide'))
+
+
+def _neighbours(neighbours: Neighbours) -> Html:
+  note = ['Left: a test image. Then the training images with the most similar features (cosine, '
+          'features standardised).']
+  if neighbours.query_names is not None:
+    note += [' Frames: ', tag('span', class_='mark right'), ' same class, ',
+             tag('span', class_='mark wrong'), ' another class.']
+  return join(tag('p', note, class_='note'), neighbour_grid(neighbours))
+
+
+def _augmentations(examples: Sequence[Augmented]) -> Html:
+  return join(
+    tag('p', 'What the network sees in training: each row one image and its views, normalisation '
+        'undone.', class_='note'),
+    tag('figure', augmentation_grid(examples)))
+
+
+def _health_part(report: Report) -> tuple[Any, Callable]:
+  """Health needs the evaluation's numbers or the spectra; either alone is shown too."""
+  evaluation, embedding = report.evaluation, report.embedding
+  table = None if isinstance(evaluation, Missing) or not evaluation.health else health_table(
+    evaluation.health, evaluation.ours)
+  chart = None if isinstance(embedding, Missing) else _spectrum(embedding)
+  if table is None and chart is None:
+    return evaluation if isinstance(evaluation, Missing) else embedding, join
+  explain = _missing(evaluation) if table is None and isinstance(evaluation, Missing) else None
+  return join(table, explain, chart), join
+
+
+def _spectrum(embedding: Embedding) -> Html:
+  ours, *others = embedding.spectra.items()
+  series = [_spectral(*ours, 'main'), *(_spectral(*other, 'other') for other in others)]
+  keys = [tag('li', tag('svg', tag('path', d='M0 4h26', class_=f'line {s.kind}'),
+                        viewBox='0 0 26 8', class_='key', aria_hidden='true'), s.name)
+          for s in series]
+  figure = tag(
+    'figure', tag('figcaption', tag('span', 'Spectrum of the features ',
+                                    tag('span', 'share of each singular value', class_='unit')),
+                  tag('span', class_='last')),
+    line_chart(series, title='Singular values of the features', x_label='number of the singular value',
+               log=True), tag('ul', keys, class_='legend'))
+  note = ('A curve that falls off a cliff has collapsed beyond it; the effective rank is the '
+          "exponential of the spectrum's entropy.")
+  return tag('div', figure, tag('p', note, class_='note'), class_='charts wide')
+
+
+def _spectral(name: str, shares: np.ndarray, kind: str) -> Series:
+  """What is below 1e-9 of the whole is rounding."""
+  shares = np.asarray(shares)[np.asarray(shares) > 1e-9]
+  return Series(name, np.arange(1, len(shares) + 1), shares, kind)
+
+
+def _config(rows: Sequence[tuple[str, Any, Any]], left: Sequence[tuple[str, Any]]) -> Html:
+  changed = [row for row in rows if row[2] is ... or row[1] != row[2]]
+  parts = [tag('p', 'What the config sets; coloured where it differs from the default.',
+               class_='note'), config_table(changed)]
+  same = [row for row in rows if row not in changed]
+  if same:
+    parts.append(tag('details', tag('summary', f'{len(same)} fields at their defaults'),
+                     config_table(same)))
+  if left:
+    parts.append(tag('details', tag('summary', f'{len(left)} defaults that it does not mention'),
+                     pairs_table({name: value for name, value in left})))
+  return join(parts)
