@@ -1,0 +1,50 @@
+"""Every variant of every config describes something that can be built, without its data."""
+
+import inspect
+import pathlib
+import re
+
+import jax
+import numpy as np
+import pytest
+
+from ssl_jax import build, schema
+from ssl_jax.cli.options import load_config
+
+CONFIGS = sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
+VARIANTS = [(path, variant) for path in CONFIGS
+            for variant in ['', *re.findall(r'`:(\w+)`', path.read_text().split('"""')[1])]]
+each_variant = pytest.mark.parametrize(
+  'path, variant', VARIANTS, ids=[f'{path.stem}:{variant}' for path, variant in VARIANTS])
+
+
+@each_variant
+def test_can_be_built(path, variant):
+  config = load_config(f'{path}:{variant}')
+  arguments = schema.signature(schema.find('data', config.data.name, build.DATA))
+  assert set(config.data) - {'name'} <= set(arguments)
+  side, channels = config.data.get('size', 28), 1 if config.data.name == 'fashion_mnist_12k' else 3
+  shape = build.Shape(10**6, {'image': jax.ShapeDtypeStruct((side, side, channels), np.uint8),
+                              'label': jax.ShapeDtypeStruct((), np.int32)})
+  experiment = build.embedder(config, shape)
+  keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), experiment.batch['id'].shape[0]))
+  batch = jax.eval_shape(experiment.views.prepare, keys, experiment.batch)
+  params, state = jax.eval_shape(experiment.method.init, jax.random.key(0), batch)
+  jax.eval_shape(experiment.tx.init, params)
+  assert experiment.steps >= 1
+  embedding = jax.eval_shape(experiment.method.embed, params, state, batch['views'][:, 0])
+  assert embedding.ndim == 2 and embedding.dtype == np.float32
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_has_the_variants_that_all_have_and_refuses_others(path):
+  assert {'smoke', 'local'} <= {variant for other, variant in VARIANTS if other == path}
+  with pytest.raises(build.ConfigError, match='unknown variant'):
+    load_config(f'{path}:nothing')
+
+
+@pytest.mark.parametrize('path', CONFIGS, ids=lambda path: path.stem)
+def test_says_what_to_expect(path):
+  text = inspect.cleandoc(path.read_text().split('"""')[1])
+  assert 'Expected:' in text or 'demo of the README' in text
+  assert f'python -m ssl_jax train --config=configs/{path.name}' in text
