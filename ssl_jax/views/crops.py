@@ -37,7 +37,7 @@ class Box(NamedTuple):
 
 def draw_box(
   uniforms: jax.Array, height: int | jax.Array, width: int | jax.Array, *,
-  area: tuple[float, float], aspect: tuple[float, float],
+  area: tuple[float, float], aspect: tuple[float, float], misfit: str = 'redraw',
 ) -> Box:
   """A box of an image of `height` x `width` pixels, as torchvision draws it.
 
@@ -47,6 +47,8 @@ def draw_box(
 
   Args:
     uniforms: [BOX_DRAWS] float32 in [0, 1).
+    misfit: 'redraw', or 'cut': the first box, each side cut to the image's (BYOL's sampler,
+      https://github.com/google-deepmind/deepmind-research, byol/utils/dataset.py).
   """
   # All tries at once: a loop that ends when the box fits would run for the unluckiest image.
   u_area, u_aspect = uniforms[:TRIES], uniforms[TRIES:2 * TRIES]
@@ -58,9 +60,13 @@ def draw_box(
   heights = jnp.round(jnp.sqrt(areas / aspects))
   fits = (widths >= 1) & (widths <= width) & (heights >= 1) & (heights <= height)
 
+  u_top, u_left = uniforms[2 * TRIES], uniforms[2 * TRIES + 1]
+  if misfit == 'cut':
+    h, w = jnp.clip(heights[0], 1, height), jnp.clip(widths[0], 1, width)
+    return Box(jnp.floor(u_top * (height - h + 1)), jnp.floor(u_left * (width - w + 1)), h, w)
+
   w = jnp.clip(jnp.round(height * aspect[1]), 1, width)
   h = jnp.clip(jnp.round(width / aspect[0]), 1, height)
-  u_top, u_left = uniforms[2 * TRIES], uniforms[2 * TRIES + 1]
   fitted = jnp.any(fits)
   first = fits & (jnp.arange(TRIES) == jnp.argmax(fits))
   w = jnp.where(fitted, jnp.sum(jnp.where(first, widths, 0.)), w)
@@ -124,6 +130,8 @@ def _keys_cubic(x: jax.Array) -> jax.Array:
   far = ((-0.5 * x + 2.5) * x - 4.) * x + 2.
   return jnp.where(x < 1., near, far)
 
+
+MISFITS = ('redraw', 'cut')
 
 FILTERS: dict[str, Callable[[jax.Array], jax.Array]] = {
   'bilinear': _triangle,

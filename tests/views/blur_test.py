@@ -13,10 +13,10 @@ def test_kernel_covers_a_tenth_of_the_image(size, taps):
 
 
 def test_equals_convolution_with_zeros_around_the_image(strict_dtypes):
-  image = np.random.default_rng(0).random((17, 21, 3)).astype(np.float32)
+  image = np.random.default_rng(0).random((61, 72, 3)).astype(np.float32)
   radius = 3
   sigmas = np.array([0.1, 0.7, 2.], np.float32)
-  blurred = jax.jit(jax.vmap(lambda s: blur.gaussian_blur(image, s, radius)))(sigmas)
+  blurred = jax.jit(jax.vmap(lambda s: blur.gaussian_blur(image, s)))(sigmas)
   for sigma, got in zip(sigmas.astype(float), blurred):
     taps = np.exp(-np.arange(-radius, radius + 1) ** 2 / (2 * sigma ** 2))
     taps /= taps.sum()
