@@ -5,7 +5,8 @@ cosine, prototypes) belongs to the method, except where the paper counts it to t
 without a BatchNorm behind them start as torch's do, uniform with variance 1 / (3 fan-in), where the
 authors' code is torch; behind a BatchNorm the scale of the initial weights makes no difference.
 
-Features: 'head/layer1', 'head/layer2' ..., each layer's output as the next layer sees it.
+Features: 'head/layer1', 'head/layer2' ..., each layer's output as the next layer sees it
+(in DINO's head 'head/mlp/layer1' ...).
 """
 
 from collections.abc import Mapping
@@ -15,20 +16,11 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ssl_jax.models.mlp import MLP
+from ssl_jax.models.mlp import MLP, UnitNorm
 from ssl_jax.models.norm import BatchNormPolicy
 from ssl_jax.types import Mode
 
 TORCH = nn.initializers.variance_scaling(1 / 3, 'fan_in', 'uniform')
-
-
-class UnitNorm(nn.Module):
-  """[B, D] -> [B, out]: a head whose outputs have norm 1."""
-
-  head: nn.Module
-
-  def __call__(self, x: jax.Array, mode: Mode) -> jax.Array:
-    return _unit(self.head(x, mode))
 
 
 class DinoHead(nn.Module):
@@ -49,9 +41,9 @@ class DinoHead(nn.Module):
             self.batch_norm or BatchNormPolicy(), self.dtype, hidden_bias=True, out_bias=True,
             hidden_norm=self.batch_norm is not None, activation='gelu', kernel_init=normal,
             name='mlp')(x, mode)
-    x = _unit(x)
+    x = UnitNorm()(x)
     directions = self.param('prototypes', TORCH, (self.bottleneck, self.out), jnp.float32)
-    prototypes = _unit(directions, 0)
+    prototypes = UnitNorm(axis=0)(directions)
     if not self.norm_last_layer:
       prototypes *= self.param('g', nn.initializers.ones, (1, self.out), jnp.float32)
     z = jnp.matmul(*nn.dtypes.promote_dtype(x, prototypes, dtype=self.dtype))
@@ -144,7 +136,7 @@ def swav(*, hidden: int = 2048, out: int = 128, batch_norm: Mapping[str, Any] | 
 
   Arguments and errors as `mlp`.
   """
-  return UnitNorm(_mlp(2, hidden, out, None, batch_norm, dtype, hidden_bias=True, out_bias=True))
+  return _mlp(2, hidden, out, 'unit', batch_norm, dtype, hidden_bias=True, out_bias=True)
 
 
 def dino(*, layers: int = 3, hidden: int = 2048, bottleneck: int = 256, out: int = 65536,
@@ -180,9 +172,3 @@ def _check_positive(**numbers: int) -> None:
   for name, number in numbers.items():
     if number < 1:
       raise ValueError(f'head {name} must be at least 1, not {number}')
-
-
-def _unit(x: jax.Array, axis: int = -1) -> jax.Array:
-  """x / max(norm, 1e-12), in float32 or wider; the gradient at 0 is 0, not NaN."""
-  x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-  return x * jax.lax.rsqrt(jnp.maximum(jnp.sum(jnp.square(x), axis, keepdims=True), 1e-24))

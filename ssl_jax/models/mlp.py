@@ -16,8 +16,19 @@ from flax import linen as nn
 from ssl_jax.models.norm import BatchNorm, BatchNormPolicy
 from ssl_jax.types import Mode
 
-OUTPUT_NORMS = (None, 'scale', 'plain')
+OUTPUT_NORMS = (None, 'scale', 'plain', 'unit')
 ACTIVATIONS = {'relu': nn.relu, 'gelu': partial(nn.gelu, approximate=False)}
+
+
+class UnitNorm(nn.Module):
+  """x / max(|x|, 1e-12) along one axis, in float32 or wider; its gradient is finite everywhere."""
+
+  axis: int = -1
+
+  def __call__(self, x: jax.Array) -> jax.Array:
+    x = x.astype(jnp.promote_types(x.dtype, jnp.float32))
+    square = jnp.sum(jnp.square(x), self.axis, keepdims=True)
+    return x * jax.lax.rsqrt(jnp.maximum(square, 1e-24))
 
 
 class MLP(nn.Module):
@@ -45,9 +56,11 @@ class MLP(nn.Module):
       x = ACTIVATIONS[self.activation](x)
       self.sow('intermediates', f'layer{layer}', x)
     x = dense(self.out, use_bias=self.out_bias)(x)
-    if self.output_norm:
+    if self.output_norm in ('scale', 'plain'):
       use_scale = self.output_norm == 'scale'
       x = BatchNorm(self.batch_norm, use_scale=use_scale, use_bias=False)(x, mode)
+    if self.output_norm == 'unit':
+      x = UnitNorm()(x)
     # Losses normalise and exponentiate: not in half precision.
     return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
@@ -61,8 +74,8 @@ def mlp(*, layers: int = 2, hidden: int | None = None, out: int = 128,
     layers: dense layers, counting the last.
     hidden: width of the layers before the last; None is the width of the representation.
     out: width of the projection.
-    output_norm: BatchNorm on the projection: None, 'scale' (learned scale, no bias: SimCLR) or
-      'plain' (neither: MoCo v3, SimSiam).
+    output_norm: on the projection: None, BatchNorm as 'scale' (learned scale, no bias: SimCLR) or
+      'plain' (neither: MoCo v3, SimSiam), or 'unit' (each row divided by its norm: SwAV).
     batch_norm: keywords of `BatchNormPolicy`.
     dtype: of the computation; None is that of the input. Parameters and result are float32.
 
