@@ -1,10 +1,11 @@
 """What a run was made with: command, revision of the code, versions, machine. No host name, no user.
 
-`describe` is called by who starts a run (and stored in its folder as environment.json) or, for runs
-that have no record, when the report is written.
+A run's folder has one line of it per start in starts.jsonl, since a run that was interrupted may go on
+with other code on another machine.
 """
 
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -16,6 +17,25 @@ from collections.abc import Sequence
 import ssl_jax
 
 PACKAGES = ('jax', 'jaxlib', 'flax', 'optax', 'orbax-checkpoint', 'grain', 'numpy', 'libtpu')
+
+STARTS = 'starts.jsonl'
+
+
+def record(workdir: pathlib.Path, argv: Sequence[str], devices: Sequence[str]) -> None:
+  """Appends `describe(argv, devices)` to the run's starts; for process 0 alone."""
+  with (workdir / STARTS).open('a') as file:
+    file.write(json.dumps(describe(argv, devices)) + '\n')
+
+
+def read(workdir: pathlib.Path) -> list[dict[str, str]]:
+  """Every start of a run, the latest last; none where nobody recorded them. A cut line is left out."""
+  path, starts = workdir / STARTS, []
+  for line in path.read_text().splitlines() if path.exists() else ():
+    try:
+      starts.append(json.loads(line))
+    except json.JSONDecodeError:
+      continue
+  return starts
 
 
 def describe(argv: Sequence[str], devices: Sequence[str]) -> dict[str, str]:

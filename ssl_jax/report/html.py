@@ -12,7 +12,7 @@ class Html(str):
   __slots__ = ()
 
 
-def tag(name: str, *children, **attributes) -> Html:
+def tag(name: str, /, *children, **attributes) -> Html:
   """<name attributes>children</name>.
 
   Args:

@@ -24,6 +24,7 @@ from ssl_jax.report.tables import (
   health_table,
   pairs_table,
   protocol_table,
+  value_text,
 )
 
 
@@ -243,10 +244,10 @@ def _spectral(name: str, shares: np.ndarray, kind: str) -> Series:
 
 
 def _config(rows: Sequence[tuple[str, Any, Any]], left: Sequence[tuple[str, Any]]) -> Html:
-  changed = [row for row in rows if row[2] is ... or row[1] != row[2]]
-  parts = [tag('p', 'What the config sets; coloured where it differs from the default.',
+  same = [row for row in rows if row[2] is not ... and value_text(row[1]) == value_text(row[2])]
+  changed = [row for row in rows if row not in same]
+  parts = [tag('p', 'Coloured: differs from the default. A dash: there is no default.',
                class_='note'), config_table(changed)]
-  same = [row for row in rows if row not in changed]
   if same:
     parts.append(tag('details', tag('summary', f'{len(same)} fields at their defaults'),
                      config_table(same)))
