@@ -18,7 +18,7 @@ from ssl_jax.data.sources import FASHION_MNIST_CLASSES, DataError
 from ssl_jax.evals.features import standardize
 from ssl_jax.evals.projection import pca, spectrum, tsne
 from ssl_jax.report import environment
-from ssl_jax.report.charts import Classes, Reference
+from ssl_jax.report.charts import Classes
 from ssl_jax.report.images import Augmented, Nearest, Neighbours
 from ssl_jax.report.numbers import number
 from ssl_jax.report.page import Curve, Embedding, Evaluation, Missing, Panel, Report, Tile, render
@@ -43,6 +43,7 @@ CURVES = {
   'learning_rate': ('learning rate', ''), 'grad_norm': ('gradient norm', ''),
   'effective_rank': ('effective rank', 'dimensions filled'), 'spread': ('spread', '1: isotropic'),
   'uniformity': ('uniformity', 'lower is more even')}
+NOT_NOISY = ('learning_rate', 'knn20', 'effective_rank', 'spread', 'uniformity')
 LOG_FROM = 100  # ratio of the largest to the smallest value of a curve
 
 
@@ -95,7 +96,7 @@ def gather(workdir: pathlib.Path, *, examples: int, seed: int, step: int | None,
   done = loaded.step if loaded else lines[-1]['step'] if lines else 0
   return Report(
     title=workdir.resolve().name,
-    lead=f'{config.method.name} pretraining of {config.network.name} on {config.data.name}',
+    lead=f'Checkpoint of step {done:,}' if loaded else 'No checkpoint yet',
     tiles=tiles(config, loaded, lines, saved, done),
     curves=curves(lines, _class_count(parts[0])) or Missing('No metrics have been logged yet.', train),
     evaluation=saved, embedding=parts[0], neighbours=parts[1],
@@ -139,18 +140,18 @@ def curves(lines: list[dict], class_count: int = 0) -> list[Curve]:
     title, unit = CURVES.get(name, (name.replace('_', ' '), ''))
     values = np.array([float(line[name]) for line in rows])
     finite = values[np.isfinite(values)]
-    log = bool(len(finite) and finite.min() > 0 and finite.max() > LOG_FROM * finite.min())
-    chance = Reference('chance', 1 / class_count) if class_count and name == 'knn20' else None
-    unit = ', '.join(word for word in (unit, 'log scale' if log else '') if word)
-    found.append(Curve(title, unit, _steps(rows), values, log, chance))
+    # A learning rate that ends at 0 would fill a log scale with its last steps.
+    log = bool(name != 'learning_rate' and len(finite) and finite.min() > 0
+               and finite.max() > LOG_FROM * finite.min())
+    chance = f'chance {1 / class_count:.3g}' if class_count and name == 'knn20' else ''
+    unit = ', '.join(word for word in (unit, chance, 'log scale' if log else '') if word)
+    found.append(Curve(title, unit, np.array([line['step'] for line in rows]), values, log,
+                        name not in NOT_NOISY))
   speed = seconds_per_step(lines)
   if len(speed):
-    found.append(Curve('time per step', 'ms, evaluation left out', speed[:, 0], 1e3 * speed[:, 1]))
+    found.append(Curve('time per step', 'ms, evaluation left out', speed[:, 0], 1e3 * speed[:, 1],
+                       noisy=True))
   return found
-
-
-def _steps(lines: list[dict]) -> np.ndarray:
-  return np.array([line['step'] for line in lines])
 
 
 def seconds_per_step(lines: list[dict]) -> np.ndarray:

@@ -7,10 +7,10 @@ from typing import NamedTuple
 import numpy as np
 
 from ssl_jax.report.html import Html, join, tag
-from ssl_jax.report.numbers import Axis, linear_axis, log_axis, number, smoothed, thinned, tick_text
+from ssl_jax.report.numbers import Axis, linear_axis, log_axis, number, smoothed, thinned
 
-WIDTH, HEIGHT = 420, 216
-LEFT, RIGHT, TOP, BOTTOM = 46, 12, 10, 34
+WIDTH, HEIGHT = 360, 196
+LEFT, RIGHT, TOP, BOTTOM = 42, 10, 8, 32
 POINTS = 400  # of one line: one per pixel
 SMOOTH_FROM = 20  # points; below it a running mean hides more than it shows
 ROUNDS = 8  # of a scatter, so that the class drawn last does not cover the others
@@ -25,23 +25,16 @@ class Series(NamedTuple):
   kind: str = 'main'
 
 
-class Reference(NamedTuple):
-  """A horizontal line to compare with, such as chance."""
-
-  name: str
-  y: float
-
-
 def with_smoothing(name: str, x, y) -> tuple[list[Series], int]:
   """([raw, smoothed], points of the window); ([main], 0) where there are fewer than 20 points."""
   if len(x) < SMOOTH_FROM:
     return [Series(name, x, y)], 0
-  width = max(5, len(x) // 20) | 1
+  width = max(5, len(x) // 10) | 1
   return [Series(name, x, y, 'raw'), Series(name, x, smoothed(y, width))], width
 
 
-def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool = False,
-               reference: Reference | None = None) -> Html:
+def line_chart(series: Sequence[Series], *, title: str, x_label: str,
+               log: bool = False) -> Html:
   """A chart with axes, ticks and the lines of `series`; the first one answers to the pointer.
 
   A line has a gap where a value is not finite, and a mark on the axis below. With `log`, values that
@@ -50,8 +43,7 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool 
   xs = np.concatenate([np.asarray(s.x, np.float64) for s in series])
   ys = np.concatenate([np.asarray(s.y, np.float64) for s in series])
   x_axis = linear_axis(xs, count=5, tight=True)
-  y_axis = log_axis(ys) if log else linear_axis(
-    ys if reference is None else np.append(ys, reference.y))
+  y_axis = log_axis(ys) if log else linear_axis(ys)
   bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
   lines, ends = [], []
   for s in series:
@@ -68,9 +60,8 @@ def line_chart(series: Sequence[Series], *, title: str, x_label: str, log: bool 
       ends.append(tag('circle', cx=f'{left_to_right[last]:.1f}', cy=f'{up[last]:.1f}', r=3.2,
                       class_=f'end {s.kind}'))
   return tag(
-    'svg', tag('title', title), _axes(x_axis, y_axis, x_label),
-    None if reference is None else _reference(reference, y_axis), lines, ends,
-    viewBox=f'0 0 {WIDTH} {HEIGHT}', role='img', class_='chart',
+    'svg', tag('title', title), _axes(x_axis, y_axis, x_label), lines, ends,
+    viewBox=f'0 0 {WIDTH} {HEIGHT}', role='img', class_='chart', data_bottom=bottom,
     data_points=_readout(series[0], x_axis))
 
 
@@ -89,23 +80,15 @@ def _line(x, y) -> str:
 def _axes(x_axis: Axis, y_axis: Axis, x_label: str) -> Html:
   bottom, right = HEIGHT - BOTTOM, WIDTH - RIGHT
   parts = []
-  for value, y in zip(y_axis.ticks, y_axis.place(y_axis.ticks, bottom, TOP)):
+  for text, y in zip(y_axis.texts(), y_axis.place(y_axis.ticks, bottom, TOP)):
     parts += [tag('path', d=f'M{LEFT} {y:.1f}H{right}', class_='grid'),
-              tag('text', tick_text(value), x=LEFT - 7, y=f'{y + 3.5:.1f}', text_anchor='end')]
-  for value, x in zip(x_axis.ticks, x_axis.place(x_axis.ticks, LEFT, right)):
+              tag('text', text, x=LEFT - 7, y=f'{y + 3.5:.1f}', text_anchor='end')]
+  for text, x in zip(x_axis.texts(), x_axis.place(x_axis.ticks, LEFT, right)):
     parts += [tag('path', d=f'M{x:.1f} {bottom}v4', class_='axis'),
-              tag('text', tick_text(value), x=f'{x:.1f}', y=bottom + 16, text_anchor='middle')]
+              tag('text', text, x=f'{x:.1f}', y=bottom + 16, text_anchor='middle')]
   parts += [tag('path', d=f'M{LEFT} {bottom}H{right}', class_='axis'),
-            tag('text', x_label, x=right, y=HEIGHT - 3, text_anchor='end', class_='label')]
+            tag('text', x_label, x=right, y=HEIGHT - 2, text_anchor='end', class_='label')]
   return tag('g', parts)
-
-
-def _reference(reference: Reference, y_axis: Axis) -> Html:
-  y = float(y_axis.place(reference.y, HEIGHT - BOTTOM, TOP))
-  return join(
-    tag('path', d=f'M{LEFT} {y:.1f}H{WIDTH - RIGHT}', class_='reference'),
-    tag('text', f'{reference.name} {number(reference.y, 3)}', x=WIDTH - RIGHT, y=f'{y - 5:.1f}',
-        text_anchor='end', class_='label'))
 
 
 def _readout(series: Series, x_axis: Axis) -> str:

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from ssl_jax.report.html import Html, join, tag
+from ssl_jax.report.html import Html, tag
 
 SIDE = 96  # pixels; more would only make the file larger
 
@@ -100,23 +100,15 @@ def _neighbour_table(neighbours: Neighbours, nearest: Nearest) -> Html:
 
 
 def augmentation_grid(examples: Sequence[Augmented]) -> Html:
-  """One row per example: the original, then every view."""
-  fields = list(examples[0].views)
-  names = {'views': 'views', 'local_views': 'local views'}
-  head = tag('tr', tag('th', 'original'), [
-    tag('th', names.get(field, field), colspan=len(examples[0].views[field])) for field in fields])
-  rows = []
+  """One strip per example: the original, then every view."""
+  names = {'views': 'view', 'local_views': 'local view'}
+  strips = []
   for i, example in enumerate(examples):
-    cells = [tag('td', picture(example.original, f'example {i + 1}, original'), class_='query')]
-    for field in fields:
-      cells += [tag('td', picture(to_uint8(view), f'example {i + 1}, {names.get(field, field)} '
-                                                  f'{v + 1}'))
-                for v, view in enumerate(example.views[field])]
-    rows.append(tag('tr', cells))
-  return tag('div', tag('table', tag('thead', head), tag('tbody', rows), class_='grid-of-images'),
-             class_='scroll')
-
-
-def join_notes(*notes: str | None) -> Html:
-  """The paragraphs below a figure."""
-  return join([tag('p', note, class_='note') for note in notes if note])
+    cells = [tag('div', picture(example.original, f'example {i + 1}, original'), 'original',
+                 class_='original')]
+    for field, views in example.views.items():
+      for v, view in enumerate(views):
+        name = f'{names.get(field, field)} {v + 1}'
+        cells.append(tag('div', picture(to_uint8(view), f'example {i + 1}, {name}'), name))
+    strips.append(tag('div', cells, class_='strip'))
+  return tag('div', strips, class_='strips')

@@ -46,6 +46,15 @@ class Axis(NamedTuple):
   ticks: tuple[float, ...]
   log: bool = False
 
+  def texts(self) -> list[str]:
+    """Of the ticks; with the same number of decimals on a linear axis."""
+    if self.log or max(map(abs, self.ticks), default=0) >= 1e4:
+      return [tick_text(tick) for tick in self.ticks]
+    decimals = max((_decimals(tick) for tick in self.ticks), default=0)
+    if decimals > 4:
+      return [tick_text(tick) for tick in self.ticks]
+    return [f'{tick:.{decimals}f}'.replace('-', '−') for tick in self.ticks]
+
   def place(self, values, start: float, end: float) -> np.ndarray:
     """Where `values` lie between the pixels `start` (low) and `end` (high)."""
     values = np.asarray(values, np.float64)
@@ -67,12 +76,11 @@ def linear_axis(values, *, count: int = 5, tight: bool = False) -> Axis:
   raw = (high - low) / count
   power = 10.0**math.floor(math.log10(raw))
   step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * (1 - 1e-9))
-  inside = tight
-  first = math.ceil(low / step - 1e-9) if inside else math.floor(low / step + 1e-9)
-  last = math.floor(high / step + 1e-9) if inside else math.ceil(high / step - 1e-9)
+  first = math.ceil(low / step - 1e-9) if tight else math.floor(low / step + 1e-9)
+  last = math.floor(high / step + 1e-9) if tight else math.ceil(high / step - 1e-9)
   # Rounding takes away the noise of 3 * 0.1.
   ticks = tuple(float(f'{i * step:.12g}') for i in range(first, last + 1))
-  return Axis(low, high, ticks) if inside else Axis(ticks[0], ticks[-1], ticks)
+  return Axis(low, high, ticks) if tight else Axis(ticks[0], ticks[-1], ticks)
 
 
 def log_axis(values) -> Axis:
@@ -91,6 +99,10 @@ def log_axis(values) -> Axis:
     ticks = [m * 10.0**e for e in range(bottom, top + 1) for m in (1, 2, 5)
              if low <= m * 10.0**e <= high]
   return Axis(low, high, tuple(ticks), log=True)
+
+
+def _decimals(x: float) -> int:
+  return len(f'{x:.12f}'.rstrip('0').partition('.')[2])
 
 
 def _range(values) -> tuple[float, float]:

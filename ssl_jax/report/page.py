@@ -8,7 +8,6 @@ import numpy as np
 from ssl_jax.report import style
 from ssl_jax.report.charts import (
   Classes,
-  Reference,
   Series,
   line_chart,
   scatter,
@@ -42,14 +41,14 @@ class Tile(NamedTuple):
 
 
 class Curve(NamedTuple):
-  """One chart of the run's history; steps and values [N]."""
+  """One chart of the run's history; steps and values [N]; unit: also a word of explanation."""
 
   title: str
   unit: str
   steps: np.ndarray
   values: np.ndarray
   log: bool = False
-  reference: Reference | None = None
+  noisy: bool = False  # drawn with a running mean
 
 
 class Evaluation(NamedTuple):
@@ -136,31 +135,35 @@ def _missing(part: Missing) -> Html:
 
 
 def _tiles(tiles: Sequence[Tile]) -> Html:
-  """Numbers large, names a little smaller."""
-  return tag('dl', [
-    tag('div', tag('dt', tile.label),
-        tag('dd', tile.value, tag('span', tile.note, class_='note') if tile.note else None),
-        class_='tile' if tile.value[:1].isdigit() else 'tile word') for tile in tiles],
-    class_='tiles')
+  """Names in one row, numbers in another."""
+  words = [tile for tile in tiles if not tile.value[:1].isdigit()]
+  return join([
+    tag('dl', [tag('div', tag('dt', tile.label),
+                   tag('dd', tile.value,
+                       tag('span', tile.note, class_='note') if tile.note else None),
+                   class_=look) for tile in group], class_='tiles')
+    for look, group in (('tile word', words), ('tile', [t for t in tiles if t not in words]))
+    if group])
 
 
 def _curves(curves: Sequence[Curve]) -> Html:
   figures, widths = [], set()
   for curve in curves:
-    series, width = with_smoothing(curve.title, curve.steps, curve.values)
+    series, width = with_smoothing(curve.title, curve.steps, curve.values) if curve.noisy else (
+      [Series(curve.title, curve.steps, curve.values)], 0)
     widths |= {width} - {0}
     finite = curve.values[np.isfinite(curve.values)]
     lost = len(curve.values) - len(finite)
     figures.append(tag(
       'figure',
-      tag('figcaption', tag('span', curve.title, ' ', tag('span', curve.unit, class_='unit')),
-          tag('span', number(finite[-1]) if len(finite) else 'never finite', class_='last')),
-      line_chart(series, title=f'{curve.title} by step', x_label='step', log=curve.log,
-                 reference=curve.reference),
+      tag('figcaption', tag('b', curve.title),
+          tag('span', number(finite[-1]) if len(finite) else 'never finite', class_='last'),
+          tag('span', curve.unit or '\u00a0', class_='unit')),
+      line_chart(series, title=f'{curve.title} by step', x_label='step', log=curve.log),
       tag('p', f'{lost} values not finite, marked on the axis', class_='note') if lost else None))
   note = 'Top right: the last value, or the one under the pointer.'
   if widths:
-    note += (' Thin: as logged. Bold: running mean, Hann window over 5 % of the points '
+    note += (' Thin: as logged. Bold: running mean, Hann window over 10 % of the points '
              f'({" or ".join(map(str, sorted(widths)))}).')
   return join(tag('p', note, class_='note'), tag('div', figures, class_='charts'))
 
@@ -227,13 +230,12 @@ def _spectrum(embedding: Embedding) -> Html:
                         viewBox='0 0 26 8', class_='key', aria_hidden='true'), s.name)
           for s in series]
   figure = tag(
-    'figure', tag('figcaption', tag('span', 'Spectrum of the features ',
-                                    tag('span', 'share of each singular value', class_='unit')),
-                  tag('span', class_='last')),
+    'figure', tag('figcaption', tag('b', 'spectrum of the features'), tag('span', class_='last'),
+                  tag('span', 'share of each singular value, log scale', class_='unit')),
     line_chart(series, title='Singular values of the features', x_label='number of the singular value',
                log=True), tag('ul', keys, class_='legend'))
-  note = ('A curve that falls off a cliff has collapsed beyond it; the effective rank is the '
-          "exponential of the spectrum's entropy.")
+  note = ('Features whose spectrum drops like a cliff have collapsed to the dimensions before it. '
+          "The effective rank is the exponential of the spectrum's entropy.")
   return tag('div', figure, tag('p', note, class_='note'), class_='charts wide')
 
 

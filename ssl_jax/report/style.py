@@ -46,7 +46,8 @@ nav a:hover{text-decoration:underline}
 code,pre{font:13px/1.5 ui-monospace,SFMono-Regular,Menlo,Consolas,"Liberation Mono",monospace}
 pre{margin:0;padding:10px 14px;background:var(--accent-soft);border-radius:6px;
 white-space:pre-wrap;overflow-wrap:anywhere}
-.tiles{display:grid;grid-template-columns:repeat(auto-fill,minmax(150px,1fr));gap:12px;margin:20px 0}
+.tiles{display:grid;grid-template-columns:repeat(auto-fit,minmax(140px,1fr));gap:12px;margin:12px 0}
+nav+.tiles,main>.tiles:first-child{margin-top:20px}
 .tile,.card{background:var(--card);border:1px solid var(--rule);border-radius:10px}
 .tile{padding:12px 14px}
 .tile dt{color:var(--soft);font-size:12.5px}
@@ -61,7 +62,7 @@ border-radius:10px;min-width:0;break-inside:avoid}
 figcaption{display:flex;flex-wrap:wrap;justify-content:space-between;gap:0 12px;margin-bottom:6px;
 font-size:14px}
 figcaption .last{font-weight:600}
-figcaption .unit{color:var(--soft);font-weight:400}
+figcaption .unit{color:var(--soft);flex-basis:100%;font-size:12.5px;line-height:1.3}
 svg{display:block;width:100%;height:auto;overflow:visible}
 svg text{font-size:11px;fill:var(--soft)}
 svg .label{fill:var(--faint)}
@@ -73,7 +74,6 @@ svg .label{fill:var(--faint)}
 .end{fill:var(--accent);stroke:var(--card);stroke-width:1.5}
 .end.other{fill:var(--soft)}
 .bad{stroke:var(--bad);stroke-width:1.5}
-.reference{stroke:var(--soft);stroke-dasharray:2 3}
 .cursor{stroke:var(--faint);stroke-width:1;pointer-events:none}
 .frame{fill:none;stroke:none}
 .scatter{max-width:520px;margin:0 auto}
@@ -117,6 +117,11 @@ margin:10px 0}
 .pair{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,420px),1fr));gap:14px}
 .grid-of-images td,.grid-of-images th{padding:2px;text-align:center;font-size:12px;font-weight:500;
 color:var(--soft)}
+.strips{display:grid;grid-template-columns:repeat(auto-fill,minmax(min(100%,300px),1fr));gap:14px 24px}
+.strip{display:flex;flex-wrap:wrap;gap:6px}
+.strip div{font-size:12px;color:var(--soft);text-align:center}
+.strip img{display:block;width:84px;border-radius:4px}
+.strip .original{padding-right:6px}
 .grid-of-images img{display:block;width:100%;max-width:72px;min-width:24px;border-radius:3px}
 .grid-of-images{width:100%;max-width:760px;table-layout:fixed}
 img.pixels{image-rendering:pixelated}
@@ -149,7 +154,7 @@ function show(event){
 var r=svg.getBoundingClientRect(),x=(event.clientX-r.left)/r.width*box.width,best=points[0];
 points.forEach(function(p){if(Math.abs(p[0]-x)<Math.abs(best[0]-x))best=p});
 if(!best)return;
-line.setAttribute('d','M'+best[0]+' 10V'+(box.height-34));
+line.setAttribute('d','M'+best[0]+' 10V'+svg.dataset.bottom);
 if(last)last.textContent=best[2]+' at '+best[1]}
 function hide(){line.removeAttribute('d');if(last)last.textContent=before}
 svg.addEventListener('pointermove',show);svg.addEventListener('pointerdown',show);
