@@ -2,6 +2,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image, ImageFilter
 from scipy import ndimage, stats
 
 from ssl_jax.views import blur
@@ -25,8 +26,43 @@ def test_equals_convolution_with_zeros_around_the_image(strict_dtypes):
     np.testing.assert_allclose(got, expected, atol=1e-6)
 
 
-def test_sigma_zero_is_the_identity():
-  np.testing.assert_array_equal(blur.blur_matrix(jnp.float32(0.), 9, 2), np.eye(9))
+@pytest.mark.parametrize('form', blur.FORMS)
+def test_sigma_zero_is_the_identity(form):
+  matrix = jax.jit(lambda sigma: blur.FORMS[form](sigma, 23, 2.))
+  np.testing.assert_array_equal(matrix(jnp.float32(0.)), np.eye(23))
+
+
+@pytest.mark.parametrize('size', [28, 8])
+def test_opencv_form_has_23_taps_and_mirrors_the_image(size, strict_dtypes):
+  image = np.random.default_rng(0).random((size, size + 3, 3)).astype(np.float32)
+  sigmas = np.array([0.3, 2.], np.float32)
+  got = jax.jit(jax.vmap(lambda s: blur.gaussian_blur(image, s, form='opencv')))(sigmas)
+  for sigma, result in zip(sigmas.astype(float), got):
+    expected = image.astype(float)
+    for axis, n in enumerate(image.shape[:2]):
+      taps = np.exp(-np.arange(-min(11, n - 1), min(11, n - 1) + 1) ** 2 / (2 * sigma ** 2))
+      expected = ndimage.convolve1d(expected, taps / taps.sum(), axis=axis, mode='mirror')
+    np.testing.assert_allclose(result, expected, atol=2e-6)
+
+
+def test_pillow_form_equals_pillow_up_to_its_rounding(strict_dtypes):
+  image = np.random.default_rng(0).integers(0, 256, (19, 28, 3), np.uint8)
+  sigmas = np.array([0.1, 0.6, 1.4, 1.74, 2.], np.float32)
+  got = jax.jit(jax.vmap(lambda s: blur.gaussian_blur(
+    image / np.float32(255), s, form='pillow')))(sigmas)
+  for sigma, result in zip(sigmas, got):
+    expected = Image.fromarray(image).filter(ImageFilter.GaussianBlur(float(sigma)))
+    error = 255 * np.asarray(result) - np.asarray(expected)
+    # Six passes, each rounded to 8 bits.
+    assert np.abs(error).max() < 3.5 and np.abs(error).mean() < 1.5
+
+
+@pytest.mark.parametrize('largest, reach', [(0.1, 1), (1.4, 1), (1.42, 2), (2., 2), (3., 3)])
+def test_pillow_boxes_reach_as_far_as_needed(largest, reach):
+  assert blur.pillow_reach(largest) == reach
+  kernel = np.asarray(blur.pillow_matrix(jnp.float32(largest), 41, largest))[20]
+  offsets = np.arange(41) - 20
+  assert np.isclose(kernel.sum(), 1) and np.isclose((kernel * offsets ** 2).sum(), largest ** 2)
 
 
 def test_sigma_is_uniform_or_zero():

@@ -112,3 +112,23 @@ def test_falls_back_to_the_largest_centred_box(height, width, expected):
   uniforms = jnp.zeros((1, crops.BOX_DRAWS)).at[:, crops.TRIES:].set(0.5 if height != 20 else 0.)
   box = draw(uniforms, height, width, (1., 1.), aspect)
   assert tuple(int(x[0]) for x in box) == expected
+
+
+def test_a_box_that_does_not_fit_can_be_cut():
+  n, height, width, area, aspect = 4000, 60, 40, (0.5, 1.), (3 / 4, 4 / 3)
+  uniforms = jax.random.uniform(jax.random.key(5), (n, crops.BOX_DRAWS))
+  got = crops.Box(*map(np.asarray, jax.jit(jax.vmap(lambda u: crops.draw_box(
+    u, height, width, area=area, aspect=aspect, misfit='cut')))(uniforms)))
+  # The first try alone: its area and aspect are the first of each ten.
+  u = np.asarray(uniforms, np.float64)
+  areas = height * width * (area[0] + (area[1] - area[0]) * u[:, 0])
+  ratios = np.exp(np.log(aspect[0]) + np.log(aspect[1] / aspect[0]) * u[:, crops.TRIES])
+  widths = np.minimum(np.round(np.sqrt(areas * ratios)), width)
+  heights = np.minimum(np.round(np.sqrt(areas / ratios)), height)
+  # A side within rounding of half a pixel may go either way.
+  assert np.mean((got.width == widths) & (got.height == heights)) > 0.999
+  assert np.mean(widths == width) > 0.3, 'boxes must be too wide at times'
+  assert (got.top >= 0).all() and (got.top + got.height <= height).all()
+  assert (got.left >= 0).all() and (got.left + got.width <= width).all()
+  slack = height - got.height
+  assert stats.kstest((got.top / np.maximum(slack, 1))[slack > 10], 'uniform').statistic < 0.06
