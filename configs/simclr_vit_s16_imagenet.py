@@ -27,8 +27,9 @@ def get_config(arg: str = '') -> ConfigDict:
   config.batch_size = 256 if arg == 'local' else 4096
   config.epochs = 300
   config.views = dict(name='simclr', size=224, mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225))
-  config.network = dict(name='vit_small', patch_size=16, fixed_patch_projection=True, dtype='bfloat16')
-  config.head = dict(name='mlp', layers=3, hidden=4096, out=256, output_norm='plain')
+  config.network = dict(name='vit_small', heads=12, position='sincos', weight_init='xavier',
+                        fixed_patch_projection=True, dtype='bfloat16')
+  config.head = dict(name='moco_v3')
   config.method = dict(name='simclr', temperature=0.2)
   config.optimizer = dict(name='adamw', weight_decay=0.1)
   config.schedule = dict(
@@ -44,7 +45,7 @@ def _tiny(config: ConfigDict) -> ConfigDict:
   config.data = dict(name='fashion_mnist_12k', split='train')
   config.batch_size, config.epochs, config.steps, config.workers = 16, None, 2, 0
   config.views.update(dict(size=16, mean=(0.5,), std=(0.5,)))
-  config.network.update(dict(image_size=16, patch_size=8, width=16, depth=2, heads=2, dtype=None))
+  config.network.update(dict(name='vit_tiny', image_size=16, patch_size=8, heads=3, dtype=None))
   config.head.update(dict(hidden=16, out=8))
   config.schedule.warmup_epochs = 0
   config.log_every = 1

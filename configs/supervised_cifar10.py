@@ -42,7 +42,7 @@ def get_config(arg: str = '') -> ConfigDict:
 def _tiny(config: ConfigDict) -> ConfigDict:
   config.data = dict(name='fashion_mnist_12k', split='train')
   config.batch_size, config.epochs, config.steps, config.workers = 16, None, 2, 0
-  config.views = dict(name='supervised', size=16)
+  config.views = dict(name='supervised', size=16, mean=None, std=None)
   config.network.width = 1 / 16
   config.schedule.warmup_epochs = 0
   config.log_every = 1

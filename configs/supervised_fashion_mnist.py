@@ -21,7 +21,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.data = dict(name='fashion_mnist_12k', split='train')
   config.batch_size = 16 if smoke else 1024 if local else 256
   config.steps = 4 if smoke else 10_000 if local else 400
-  config.views = dict(name='supervised', size=28, area=(0.5, 1.0))
+  config.views = dict(name='supervised', size=28, area=(0.5, 1.0), mean=(0.286,), std=(0.353,))
   config.network = dict(name='convnet')
   config.head = dict(name='linear', out=10)
   config.method = dict(name='supervised')

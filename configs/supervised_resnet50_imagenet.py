@@ -40,7 +40,7 @@ def get_config(arg: str = '') -> ConfigDict:
 def _tiny(config: ConfigDict) -> ConfigDict:
   config.data = dict(name='fashion_mnist_12k', split='train')
   config.batch_size, config.epochs, config.steps, config.workers = 16, None, 2, 0
-  config.views = dict(name='supervised', size=16)
+  config.views = dict(name='supervised', size=16, mean=None, std=None)
   config.network = dict(name='convnet', channels=(8, 16), strides=(2, 2))
   config.head.out = 10
   config.schedule.warmup_epochs = 0

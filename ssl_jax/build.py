@@ -17,8 +17,8 @@ from ssl_jax import methods, views
 from ssl_jax.data import sources
 from ssl_jax.data.batches import batches
 from ssl_jax.data.sources import RESERVED
-from ssl_jax.models import convnet, mlp, resnet
-from ssl_jax.models.network import chunked, from_linen, with_head
+from ssl_jax.models import convnet, heads, mlp, resnet, vit
+from ssl_jax.models.network import chunked, fixed_parameters, from_linen, with_head
 from ssl_jax.models.norm import BatchNormPolicy
 from ssl_jax.parallel import BATCH_AXES, Placement, batch_axes, local, make_mesh, over
 from ssl_jax.schema import (
@@ -37,8 +37,9 @@ from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
 
 DATA = functions(sources)
-NETWORKS = {**functions(resnet), **functions(convnet)}
-HEADS = functions(mlp)
+NETWORKS = {**functions(resnet), **functions(convnet),
+            **{name: f for name, f in functions(vit).items() if name.startswith('vit_')}}
+HEADS = {**functions(mlp), **functions(heads)}
 
 
 class Shape(NamedTuple):
@@ -146,8 +147,7 @@ def image_views(config) -> Views:
 
 def network(config) -> Network:
   """Backbone and head as one network, in chunks if `config.microbatch` says so."""
-  net = from_linen(with_head(
-    call('network', config.network, NETWORKS), call('head', config.head, HEADS)))
+  net = from_linen(_module(config))
   if not config.microbatch:
     return net
   count = _views_at_once(config)
@@ -155,9 +155,28 @@ def network(config) -> Network:
   return chunked(net, config.microbatch * count, block=math.lcm(*groups) if groups else count)
 
 
+def _module(config):
+  return with_head(call('network', config.network, NETWORKS), call('head', config.head, HEADS))
+
+
 def method(config, on_batch: Placement = local) -> Method:
   """The method, with its loss head placed by `on_batch`."""
-  return call('method', config.method, modules(methods), network(config), on_batch=on_batch)
+  made = call('method', config.method, modules(methods), network(config), on_batch=on_batch)
+  return _freeze(made, _module(config))
+
+
+def _freeze(made: Method, module) -> Method:
+  """`made`, with what `module` never trains kept from the optimizer too, whose decay would act."""
+  if not module.fixed:
+    return made
+
+  def frozen(params, step):
+    fixed = fixed_parameters(module, params)
+    if made.frozen is None:
+      return fixed
+    return jax.tree.map(lambda a, b: a | b, fixed, made.frozen(params, step))
+
+  return made._replace(frozen=frozen)
 
 
 def _views_at_once(config) -> int:

@@ -32,7 +32,8 @@ def test_can_be_built(path, variant):
   params, state = jax.eval_shape(experiment.method.init, jax.random.key(0), batch)
   jax.eval_shape(experiment.tx.init, params)
   assert experiment.steps >= 1
-  embedding = jax.eval_shape(experiment.method.embed, params, state, batch['views'][:, 0])
+  one_view = jax.eval_shape(lambda views: views[:, 0], batch['views'])
+  embedding = jax.eval_shape(experiment.method.embed, params, state, one_view)
   assert embedding.ndim == 2 and embedding.dtype == np.float32
 
 
