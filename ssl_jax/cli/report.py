@@ -119,9 +119,11 @@ def evaluation(workdir: pathlib.Path, config) -> Evaluation | Missing:
     result = saved.get('accuracies', {}), saved.get('health', {}), saved.get('protocols', [])
   except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
     raise DataError(f'{path} is damaged ({error}); evaluate again') from error
-  note = '; '.join(str(protocol[key]) for key in ('features', 'knn', 'labels10', 'selection')
-                   if key in protocol)
-  return Evaluation(*result, ours=config.method.name, note=f'Checkpoint of step {step}. {note}.')
+  words = [f'{what}{protocol[key]}' for key, what in (
+    ('features', 'features '), ('knn', 'kNN: '), ('labels10', 'few labels: '), ('selection', ''))
+    if key in protocol]
+  note = '; '.join([f'Checkpoint of step {step}', *words]) + '. The best of a column is coloured.'
+  return Evaluation(*result, ours=config.method.name, note=note)
 
 
 def _class_count(part: Embedding | Missing) -> int:
@@ -183,7 +185,7 @@ def tiles(config, loaded, lines, saved, done: int) -> list[Tile]:
     for key, label in (('labels10', '10 labels per class'), ('knn20', 'kNN-20'),
                        ('linear', 'linear probe')):
       if key in ours:
-        gain = f'{ours[key] - start[key]:+.3f} on random init' if key in start else ''
+        gain = f'{ours[key] - start[key]:+.3f} over random init' if key in start else ''
         found.append(Tile(label, f'{ours[key]:.3f}', gain.replace('-', '−')))
   speed = seconds_per_step(lines)
   if len(speed):

@@ -34,13 +34,14 @@ def with_smoothing(name: str, x, y) -> tuple[list[Series], int]:
 
 
 def line_chart(series: Sequence[Series], *, title: str, x_label: str,
-               log: bool = False) -> Html:
+               log: bool = False, x_from: float = 0) -> Html:
   """A chart with axes, ticks and the lines of `series`; the first one answers to the pointer.
 
   A line has a gap where a value is not finite, and a mark on the axis below. With `log`, values that
-  are not positive are gaps too.
+  are not positive are gaps too. The horizontal axis begins at `x_from`, if not before, so that charts
+  of one run can be compared by eye.
   """
-  xs = np.concatenate([np.asarray(s.x, np.float64) for s in series])
+  xs = np.concatenate([[x_from], *(np.asarray(s.x, np.float64) for s in series)])
   ys = np.concatenate([np.asarray(s.y, np.float64) for s in series])
   x_axis = linear_axis(xs, count=5, tight=True)
   y_axis = log_axis(ys) if log else linear_axis(ys)

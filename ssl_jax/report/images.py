@@ -94,7 +94,7 @@ def _neighbour_table(neighbours: Neighbours, nearest: Nearest) -> Html:
       cells.append(tag('td', picture(image, f'{name}, {words}' if name else words), class_=look))
     rows.append(tag('tr', cells))
   note = '' if nearest.precision is None else (
-    f'{nearest.precision:.1%} of all neighbours have the right class')
+    f'{nearest.precision:.1%} right among the neighbours of all test images')
   return tag('figure', tag('figcaption', tag('b', nearest.name), tag('span', note, class_='note')),
              tag('div', tag('table', rows, class_='grid-of-images'), class_='scroll'))
 

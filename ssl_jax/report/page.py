@@ -233,10 +233,10 @@ def _spectrum(embedding: Embedding) -> Html:
     'figure', tag('figcaption', tag('b', 'spectrum of the features'), tag('span', class_='last'),
                   tag('span', 'share of each singular value, log scale', class_='unit')),
     line_chart(series, title='Singular values of the features', x_label='number of the singular value',
-               log=True), tag('ul', keys, class_='legend'))
+               log=True, x_from=1), tag('ul', keys, class_='legend'))
   note = ('Features whose spectrum drops like a cliff have collapsed to the dimensions before it. '
           "The effective rank is the exponential of the spectrum's entropy.")
-  return tag('div', figure, tag('p', note, class_='note'), class_='charts wide')
+  return tag('div', figure, tag('p', note, class_='note'), class_='charts')
 
 
 def _spectral(name: str, shares: np.ndarray, kind: str) -> Series:
@@ -249,7 +249,9 @@ def _config(rows: Sequence[tuple[str, Any, Any]], left: Sequence[tuple[str, Any]
   same = [row for row in rows if row[2] is not ... and value_text(row[1]) == value_text(row[2])]
   changed = [row for row in rows if row not in same]
   parts = [tag('p', 'Coloured: differs from the default. A dash: there is no default.',
-               class_='note'), config_table(changed)]
+               class_='note'),
+           tag('details', tag('summary', f'{len(changed)} fields that the config decides'),
+               config_table(changed), open=True)]
   if same:
     parts.append(tag('details', tag('summary', f'{len(same)} fields at their defaults'),
                      config_table(same)))

@@ -110,6 +110,7 @@ min-width:72px}
 .bar i{display:block;height:100%;border-radius:2px;background:var(--faint)}
 .ours .bar i{background:var(--accent)}
 .changed td:nth-child(2){font-weight:600;color:var(--accent)}
+details .data th,details .data td{padding:4px 12px}
 .card{overflow-x:auto;margin:10px 0}
 .missing{padding:14px 16px;border:1px dashed var(--faint);border-radius:10px;color:var(--soft);
 margin:10px 0}
@@ -137,7 +138,7 @@ summary{cursor:pointer;font-weight:600;font-size:14px}
 footer{margin-top:48px;padding-top:12px;padding-bottom:40px;color:var(--soft);font-size:13px}
 @media(max-width:520px){header{padding-top:22px}h1{font-size:23px}
 main,header,footer{padding-left:14px;padding-right:14px}
-.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile dd{font-size:18px}.tile.word dd{font-size:15px}
+.tiles{grid-template-columns:1fr 1fr;gap:8px}.tile:last-child:nth-child(odd){grid-column:1/-1}.tile dd{font-size:18px}.tile.word dd{font-size:15px}
 .data th,.data td{padding:6px 8px}td.query{padding-right:5px}.grid-of-images td{padding:1px}}
 @media print{body{background:#fff;font-size:11pt}nav{display:none}h2{break-after:avoid}
 details>*{display:block}tr{break-inside:avoid}.charts{grid-template-columns:1fr 1fr}

@@ -66,14 +66,12 @@ def protocol_table(protocols: Sequence[Mapping[str, Any]]) -> Html:
 
 
 def health_table(rows: Mapping[str, Mapping[str, float]], ours: str | None) -> Html:
-  """One row per measure, one column per encoder, and what the measure says."""
+  """One row per measure with what it says, one column per encoder."""
   keys = [key for key in HEALTH if any(key in row for row in rows.values())]
-  head = tag('tr', tag('th', 'measure'), [tag('th', name) for name in rows],
-             tag('th', 'what it says', class_='text'))
-  body = [tag('tr', tag('td', HEALTH[key][0]),
+  head = tag('tr', tag('th', 'measure'), [tag('th', name) for name in rows])
+  body = [tag('tr', tag('td', HEALTH[key][0], tag('br'), tag('small', HEALTH[key][1]), class_='text'),
               [tag('td', tag('b', number(row.get(key), 3)) if name == ours else
-                   number(row.get(key), 3)) for name, row in rows.items()],
-              tag('td', tag('small', HEALTH[key][1]), class_='text')) for key in keys]
+                   number(row.get(key), 3)) for name, row in rows.items()]) for key in keys]
   return _card(head, body)
 
 
