@@ -1,7 +1,5 @@
 """ResNets against torchvision's values for the same weights, and what their options change."""
 
-import zlib
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,28 +7,19 @@ import pytest
 
 from ssl_jax.models.network import from_linen
 from ssl_jax.models.norm import BatchNormPolicy
-from ssl_jax.models.resnet import ResNet, resnet18, resnet50
-from ssl_jax.parallel import path_name
+from ssl_jax.models.resnet import (
+  ResNet,
+  resnet18,
+  resnet34,
+  resnet50,
+  resnet101,
+  resnet152,
+  resnet200,
+)
 from ssl_jax.types import Mode
 
-
-def uniform(name, shape):
-  """Numbers in [-1, 1) from integer arithmetic alone, the same on every machine."""
-  steps = np.arange(np.prod(shape), dtype=np.uint64) * np.uint64(2654435761)
-  return ((steps + np.uint64(zlib.crc32(name.encode()))) % 2**32 / 2**31 - 1).reshape(shape)
-
-
-def weight(path, leaf):
-  name = path_name(path)
-  u = uniform(name, leaf.shape)
-  if name.endswith('kernel'):
-    return u * np.sqrt(6 / np.prod(leaf.shape[:-1]))
-  kind = name.split('/')[-1]
-  return {'scale': 1 + .3 * u, 'bias': .1 * u, 'mean': .1 * u, 'var': 1 + .4 * u}[kind]
-
-
 # torchvision 0.29.1, torch 2.14.1, float64: resnet18 / resnet50 without fc, its weights set by
-# `weight` (kernels transposed to OIHW, names mapped), images uniform('images', (4, 64, 64, 3)).
+# `numbered` (kernels transposed to OIHW, names mapped), images uniform('images', (4, 64, 64, 3)).
 # representation[:2, :3] and the first running variances of the last BatchNorm.
 TORCHVISION = {
     'resnet18': {
@@ -45,12 +34,11 @@ TORCHVISION = {
 
 
 @pytest.mark.parametrize('build', [resnet18, pytest.param(resnet50, marks=pytest.mark.slow)])
-def test_equals_torchvision(build):
+def test_equals_torchvision(build, uniform, numbered):
   with jax.enable_x64(True):
     net = from_linen(build())
     images = jnp.asarray(uniform('images', (4, 64, 64, 3)))
-    shapes = jax.eval_shape(net.init, jax.random.key(0), images)
-    params, state = (jax.tree_util.tree_map_with_path(weight, tree) for tree in shapes)
+    params, state = numbered(net, images)
     apply = jax.jit(net.apply, static_argnames='mode')
     evaluated, _ = apply(params, state, images, mode=Mode())
     trained, after = apply(params, state, images, mode=Mode(True))
@@ -74,11 +62,41 @@ def count(params):
   return sum(leaf.size for leaf in jax.tree.leaves(params))
 
 
-def test_parameter_counts():
-  """torchvision 0.29.1 without fc; the CIFAR stem has 3x3 instead of 7x7 taps of 3 x 64."""
-  assert count(shapes(resnet18())[0]) == 11_176_512
-  assert count(shapes(resnet50())[0]) == 23_508_032
-  assert count(shapes(resnet18(stem='cifar'))[0]) == 11_176_512 - (49 - 9) * 3 * 64
+def size(module):
+  """Numbers in parameters and in BatchNorm's running statistics."""
+  init = from_linen(module).init
+  return tuple(map(count, jax.eval_shape(init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))))
+
+
+@pytest.mark.parametrize('build, expected', [
+  (resnet18, 11_176_512), (resnet34, 21_284_672), (resnet50, 23_508_032),
+  pytest.param(resnet101, 42_500_160, marks=pytest.mark.slow),
+  pytest.param(resnet152, 58_143_808, marks=pytest.mark.slow),
+  pytest.param(resnet200, 62_624_832, marks=pytest.mark.slow)])  # timm 1.0.31
+def test_parameter_counts(build, expected):
+  """torchvision 0.29.1 (ResNet-200: timm) without fc."""
+  assert size(build())[0] == expected
+
+
+def test_stem_of_cifar_is_smaller():
+  # 3x3 instead of 7x7 taps of 3 x 64.
+  assert size(resnet18(stem='cifar'))[0] == 11_176_512 - (49 - 9) * 3 * 64
+
+
+# Millions of numbers, running statistics among them, without the classifier: google-research/simclr,
+# README, table of SimCLR v2.
+SIMCLR_V2 = [
+  (resnet50, 1, 0., 24), (resnet50, 1, .0625, 35), (resnet50, 2, .0625, 140),
+  (resnet152, 3, .0625, 795),
+  *(pytest.param(*row, marks=pytest.mark.slow) for row in [
+    (resnet50, 2, 0., 94), (resnet101, 1, 0., 43), (resnet101, 1, .0625, 65),
+    (resnet101, 2, 0., 170), (resnet101, 2, .0625, 257), (resnet152, 1, 0., 58),
+    (resnet152, 1, .0625, 89), (resnet152, 2, 0., 233), (resnet152, 2, .0625, 354)])]
+
+
+@pytest.mark.parametrize('build, width, sk_ratio, millions', SIMCLR_V2)
+def test_sizes_are_those_of_simclr_v2(build, width, sk_ratio, millions):
+  assert round(sum(size(build(width=width, sk_ratio=sk_ratio))) / 1e6) == millions
 
 
 def test_representation_is_float32_and_scales_with_width():
@@ -89,21 +107,25 @@ def test_representation_is_float32_and_scales_with_width():
   assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
 
 
-def activations(module, size):
-  """Output shapes of the stem and of every block."""
-  images = jnp.zeros((1, size, size, 3))
-  variables = jax.eval_shape(lambda: module.init(jax.random.key(0), images, Mode()))
-  _, captured = jax.eval_shape(
-      lambda v: module.apply(v, images, Mode(), capture_intermediates=True), variables)
-  found = captured['intermediates']
-  return {name: found[name]['__call__'][0].shape[1]
-          for name in found if name.startswith('stage')}
+def features(module, size, names):
+  """Shapes of named features."""
+  net = from_linen(module)
+  images = jnp.zeros((2, size, size, 3))
+  variables = jax.eval_shape(net.init, jax.random.key(0), images)
+  found = jax.eval_shape(lambda p, s: net.features(p, s, images, names), *variables)
+  return [found[name].shape for name in names]
 
 
 def test_stems():
-  assert activations(resnet18(stem='cifar'), 32)['stage1_block1'] == 32
-  assert activations(resnet18(), 64)['stage1_block1'] == 16
-  assert activations(resnet18(), 64)['stage4_block2'] == 2
+  assert features(resnet18(stem='cifar'), 32, ['stem']) == [(2, 32, 32, 64)]
+  assert features(resnet18(), 64, ['stem']) == [(2, 16, 16, 64)]
+  assert features(resnet50(sk_ratio=.0625), 64, ['stem']) == [(2, 16, 16, 64)]
+
+
+def test_features():
+  names = ['stage1', 'stage2', 'stage3', 'stage4', 'stage4_block1']
+  assert features(resnet18(), 64, names) == [
+    (2, 16, 16, 64), (2, 8, 8, 128), (2, 4, 4, 256), (2, 2, 2, 512), (2, 2, 2, 512)]
 
 
 def small(stages=(), stem='cifar', padding='torch', zero_init=True):
@@ -128,6 +150,23 @@ def test_paddings_differ_where_the_stride_is_two():
   # on both sides, and rows -2, 0, 2 ... with SAME's (2, 3).
   assert first_row_seen('torch') == 1
   assert first_row_seen('SAME') == 0
+  assert first_row_seen('simclr') == 1
+
+
+def test_simclr_pools_as_tensorflow():
+  """A single pixel at row 0 after the convolution: windows start at row 0 (SAME) or -1 (torch)."""
+  seen = {}
+  for padding in ('torch', 'simclr', 'SAME'):
+    net = from_linen(small(stem='imagenet', padding=padding))
+    images = jnp.zeros((1, 32, 32, 1)).at[0, 2].set(1.)
+    params, state = net.init(jax.random.key(0), images)
+    start = 2 if padding == 'SAME' else 3  # the tap over image row 2 i of output row i
+    kernel = jnp.zeros((7, 7, 1, 64)).at[start, start].set(1.)
+    params = {**params, 'stem_conv': {'kernel': kernel}}
+    stem = net.features(params, state, images, ['stem'])['stem']
+    seen[padding] = np.flatnonzero(np.asarray(stem[0, :, 4, 0])).tolist()
+  # The pixel lies in row 1 of 16: in windows 0 .. 2 of SAME, and -1 .. 1, 1 .. 3 of torch.
+  assert seen == {'torch': [0, 1], 'simclr': [0], 'SAME': [0]}
 
 
 def test_zero_init_starts_blocks_as_the_identity():
@@ -147,8 +186,8 @@ def test_bottlenecks():
       'conv1', 'conv2', 'conv3', 'norm1', 'norm2', 'norm3', 'shortcut_conv', 'shortcut_norm'}
 
 
-@pytest.mark.parametrize('options', [{'stem': 'mnist'}, {'padding': 'VALID'},
-                                     {'batch_norm': {'groups': 3}}])
+@pytest.mark.parametrize('options', [{'stem': 'mnist'}, {'padding': 'VALID'}, {'sk_ratio': -1.},
+                                     {'width': .001}, {'batch_norm': {'groups': 3}}])
 def test_wrong_options_are_refused(options):
-  with pytest.raises(ValueError, match='must be one of|does not know'):
+  with pytest.raises(ValueError, match='must be one of|does not know|not be negative|no channels'):
     resnet50(**options)
