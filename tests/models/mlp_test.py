@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ssl_jax.models.mlp import mlp
+from ssl_jax.models.mlp import UnitNorm, mlp
 from ssl_jax.models.network import from_linen
 from ssl_jax.types import Mode
 
@@ -38,6 +38,14 @@ def test_parameters_are_those_of_simclr():
   assert shapes() == {
       'Dense_0': {'kernel': (16, 16)}, 'BatchNorm_0': {'scale': (16,), 'bias': (16,)},
       'Dense_1': {'kernel': (16, 128)}, 'BatchNorm_1': {'scale': (128,)}}
+
+
+def test_unit_norm():
+  x = np.array([[3., 4.], [0., 0.]], np.float32)
+  np.testing.assert_allclose(UnitNorm().apply({}, x), [[.6, .8], [0, 0]], rtol=1e-6)
+  np.testing.assert_allclose(UnitNorm(axis=0).apply({}, x), [[1, 1], [0, 0]], rtol=1e-6)
+  assert np.isfinite(jax.grad(lambda x: UnitNorm().apply({}, x).sum())(x)).all()
+  assert UnitNorm().apply({}, x.astype(jnp.bfloat16)).dtype == jnp.float32
 
 
 def test_options():

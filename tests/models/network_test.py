@@ -92,6 +92,40 @@ def test_head_sees_the_representation():
   np.testing.assert_allclose(z, alone, rtol=1e-6)
 
 
+def test_features_are_named_by_path_and_keep_the_backbones_names():
+  images = jnp.ones((4, 8, 8, 1))
+  net = from_linen(with_head(convnet(channels=(4, 6), strides=(2, 2)), mlp(out=3)))
+  params, state = start(net, images)
+  names = ('layer1', 'layer2', 'Conv_0', 'head/layer1', 'head/Dense_0', 'representation',
+           'projection')
+  found = jax.jit(partial(net.features, names=names))(params, state, images)
+  assert {name: array.shape for name, array in found.items()} == {
+    'layer1': (4, 4, 4, 4), 'layer2': (4, 2, 2, 6), 'Conv_0': (4, 4, 4, 4), 'head/layer1': (4, 6),
+    'head/Dense_0': (4, 6), 'representation': (4, 6), 'projection': (4, 3)}
+  (h, z), _ = net.apply(params, state, images, Mode())
+  np.testing.assert_allclose(found['representation'], h, rtol=1e-6)
+  np.testing.assert_allclose(found['projection'], z, rtol=1e-6)
+  np.testing.assert_allclose(found['layer2'].mean((1, 2)), h, rtol=1e-6)
+  assert chunked(net, 2).features is net.features
+
+
+def test_features_of_any_module(x):
+  net = from_linen(Tiny())
+  params, state = start(net, x)
+  found = net.features(params, state, x, ['Dense_0'])
+  dense = jax.tree.map(np.asarray, params['Dense_0'])
+  expected = np.asarray(x) @ dense['kernel'] + dense['bias']
+  np.testing.assert_allclose(found['Dense_0'], expected, atol=1e-6)
+  assert net.features(params, state, x, []) == {}
+
+
+def test_unknown_features_are_refused_with_those_there_are(x):
+  net = from_linen(with_head(Tiny(), mlp(out=3)))
+  params, state = jax.eval_shape(net.init, jax.random.key(1), x)
+  with pytest.raises(ValueError, match=r"\['Dense_1'\]; did you mean 'Dense_0'.*representation"):
+    jax.eval_shape(lambda p, s: net.features(p, s, x, ['Dense_0', 'Dense_1']), params, state)
+
+
 def test_views_together_share_statistics_and_apart_do_not(x):
   net = from_linen(Tiny())
   params, state = start(net, x)

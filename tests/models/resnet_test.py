@@ -83,8 +83,8 @@ def test_stem_of_cifar_is_smaller():
   assert size(resnet18(stem='cifar'))[0] == 11_176_512 - (49 - 9) * 3 * 64
 
 
-# Millions of numbers, running statistics among them, without the classifier: google-research/simclr,
-# README, table of SimCLR v2.
+# Millions of numbers, running statistics among them, without the classifier: table of SimCLR v2 in
+# the README of google-research/simclr.
 SIMCLR_V2 = [
   (resnet50, 1, 0., 24), (resnet50, 1, .0625, 35), (resnet50, 2, .0625, 140),
   (resnet152, 3, .0625, 795),
