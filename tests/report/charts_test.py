@@ -1,5 +1,6 @@
 """Charts: what is drawn is where the numbers are."""
 
+import html
 import json
 import re
 
@@ -21,7 +22,6 @@ from ssl_jax.report.charts import (
 
 
 def attribute(markup, name):
-  import html
   return html.unescape(re.search(f'{name}="([^"]*)"', markup)[1])
 
 
@@ -52,7 +52,8 @@ def test_what_is_not_finite_is_a_gap_and_a_mark():
 
 
 def test_log_scale_puts_equal_ratios_at_equal_distances():
-  heights = [float(y) for y in re.findall(r'[ML][\d.]+ ([\d.]+)', line_of(chart([1, 10, 100], log=True)))]
+  path = line_of(chart([1, 10, 100], log=True))
+  heights = [float(y) for y in re.findall(r'[ML][\d.]+ ([\d.]+)', path)]
   np.testing.assert_allclose(np.diff(heights), -(HEIGHT - BOTTOM - TOP) / 2, atol=0.1)
   assert line_of(chart([1, 0, 10], log=True)).count('M') == 2
 

@@ -23,8 +23,8 @@ def test_every_start_is_one_record(tmp_path):
 @pytest.fixture
 def repository(tmp_path):
   def git(*arguments):
-    subprocess.run(['git', '-C', str(tmp_path), '-c', 'user.name=a', '-c', 'user.email=a@b', *arguments],
-                   check=True, capture_output=True)
+    who = ['-c', 'user.name=a', '-c', 'user.email=a@b']
+    subprocess.run(['git', '-C', str(tmp_path), *who, *arguments], check=True, capture_output=True)
   try:
     git('init')
   except FileNotFoundError:
