@@ -16,7 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from ssl_jax.models.attention import attention
 from ssl_jax.models.conv import Conv
+from ssl_jax.models.positions import interpolate, sincos_table
 from ssl_jax.parallel import axis_index, axis_size
 from ssl_jax.types import Mode
 
@@ -142,42 +144,6 @@ class Block(nn.Module):
     if mode.axis_name is not None:
       kept = kept[jnp.arange(len(y)) + axis_index(mode.axis_name) * len(y)]
     return jnp.where(kept[:, None, None], y / keep, jnp.zeros_like(y))
-
-
-def attention(q: jax.Array, k: jax.Array, v: jax.Array) -> jax.Array:
-  """softmax(q k^T / sqrt(D)) v of [B, T, heads, D], the softmax in float32 or wider.
-
-  `jax.nn.dot_product_attention` computes the same, but its softmax is float32 also for float64: an
-  error of 3e-8 in ViT-Ti's representation, where this one differs from torch by 3e-15.
-  """
-  wide = jnp.promote_types(q.dtype, jnp.float32)
-  logits = jnp.einsum('bqhd,bkhd->bhqk', q, k, preferred_element_type=wide)
-  weights = nn.softmax(logits * q.shape[-1]**-.5)
-  return jnp.einsum('bhqk,bkhd->bqhd', weights.astype(v.dtype), v)
-
-
-def sincos_table(side: int, width: int) -> np.ndarray:
-  """Fixed 2-D positions [side^2, width], float32, of tokens in row-major order (MoCo v3).
-
-  The quarters of a row are sin(row f), cos(row f), sin(column f), cos(column f) with the
-  frequencies f_i = 10000^(-4i / width). MAE and big_vision put the column first.
-
-  Raises:
-    ValueError: `width` is not a multiple of 4.
-  """
-  if width % 4:
-    raise ValueError(f'sin-cos positions need a width that is a multiple of 4, not {width}')
-  frequency = 10000. ** (-np.arange(width // 4) / (width // 4))
-  row, column = np.indices((side, side)).reshape(2, -1, 1) * frequency
-  waves = [np.sin(row), np.cos(row), np.sin(column), np.cos(column)]
-  return np.concatenate(waves, 1).astype(np.float32)
-
-
-def interpolate(table: jax.Array, shape: tuple[int, int]) -> jax.Array:
-  """Positions [h, w, D] of another grid, [*shape, D]: bicubic, antialiased, as timm resamples."""
-  if table.shape[:2] == tuple(shape):
-    return jnp.asarray(table)
-  return jax.image.resize(table, (*shape, table.shape[-1]), 'cubic', antialias=True)
 
 
 def _uniform(limit: float) -> nn.initializers.Initializer:

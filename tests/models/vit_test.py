@@ -9,7 +9,7 @@ from jax.sharding import PartitionSpec as P
 from ssl_jax.models import vit
 from ssl_jax.models.mlp import mlp
 from ssl_jax.models.network import fixed_parameters, from_linen, with_head
-from ssl_jax.models.vit import VisionTransformer, interpolate, sincos_table
+from ssl_jax.models.vit import VisionTransformer
 from ssl_jax.parallel import make_mesh
 from ssl_jax.types import Mode
 
@@ -65,21 +65,6 @@ def test_parameter_counts(name, count):
   assert sum(leaf.size for leaf in jax.tree.leaves(params)) + 1000 * (width + 1) == count
 
 
-def test_sincos_positions():
-  """From the definition, one number after the other."""
-  table, side, width = sincos_table(3, 8), 3, 8
-  for row in range(side):
-    for column in range(side):
-      expected = []
-      for place in (row, column):
-        angles = [place / 10000**(4 * i / width) for i in range(width // 4)]
-        expected += [np.sin(a) for a in angles] + [np.cos(a) for a in angles]
-      np.testing.assert_allclose(table[row * side + column], expected, atol=1e-6)
-  assert table.dtype == np.float32
-  with pytest.raises(ValueError, match='multiple of 4'):
-    sincos_table(3, 6)
-
-
 @pytest.fixture
 def start(uniform, numbered):
   def make(module):
@@ -97,12 +82,6 @@ def test_fixed_positions_are_no_parameters_and_used(start):
   represent = jax.jit(lambda x: net.apply(params, state, x, Mode())[0])
   # Without positions, the mean over tokens would not depend on the order of patches.
   assert np.abs(represent(images) - represent(np.roll(images, 4, 1))).max() > 1e-3
-
-
-def test_interpolation_keeps_constants_and_small_grids():
-  table = jnp.arange(16.).reshape(4, 4, 1)
-  np.testing.assert_array_equal(interpolate(table, (4, 4)), table)
-  np.testing.assert_allclose(interpolate(jnp.full((4, 4, 2), 3.), (2, 7)), 3., rtol=1e-6)
 
 
 def test_features(start):
