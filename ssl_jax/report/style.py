@@ -141,7 +141,9 @@ footer{margin-top:48px;padding-top:12px;padding-bottom:40px;color:var(--soft);fo
 main,header,footer{padding-left:14px;padding-right:14px}
 .tiles{grid-template-columns:1fr 1fr;gap:8px}
 .tile:last-child:nth-child(odd){grid-column:1/-1}.tile dd{font-size:18px}.tile.word dd{font-size:15px}
-.data th,.data td{padding:6px 8px}td.query{padding-right:5px}.grid-of-images td{padding:1px}}
+.data th,.data td,details .data th,details .data td{padding:5px 8px}
+.data .text{min-width:4em}.data code{white-space:normal;overflow-wrap:anywhere;font-size:12px}
+td.query{padding-right:5px}.grid-of-images td{padding:1px}}
 @media print{body{background:#fff;font-size:11pt}nav{display:none}h2{break-after:avoid}
 details>*{display:block}tr{break-inside:avoid}.charts{grid-template-columns:1fr 1fr}
 *{-webkit-print-color-adjust:exact;print-color-adjust:exact}}
