@@ -3,6 +3,9 @@
   epoch, i = divmod(k, N // B);   ids of batch k = order(seed, epoch)[i B ... (i + 1) B - 1]
 so that the state of training's input is one integer, whatever the hosts, devices and workers. The
 N mod B examples at the end of an epoch's order are left out, others in each epoch.
+
+Example i is `source[i]`, or `source.draw(i, seed, epoch)` of a source that crops while it decodes. An
+image that cannot be read is replaced by the next one; see `ssl_jax.data.unreadable`.
 """
 
 import multiprocessing
@@ -10,13 +13,15 @@ import operator
 import os
 import signal
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
 
 from ssl_jax.data.order import ORDER_VERSION, permuted
 from ssl_jax.data.sources import RESERVED, DataError, Source
+from ssl_jax.data.unreadable import Fault, Unreadable, allowed, replace, reported
 
 
 def example_ids(k: int, *, seed: int, length: int, batch_size: int) -> tuple[np.ndarray, int]:
@@ -63,27 +68,29 @@ def batches(source: Source, *, batch_size: int, seed: int, start: int = 0,
 
   Raises:
     ValueError: an argument that makes no sense, such as a batch larger than the data.
-    DataError: while iterating; names the example that cannot be read.
+    DataError: while iterating; names the example that cannot be read, or the images, if they are
+      more than the source allows.
   """
   _natural('workers', workers)
   if prefetch < 1:
     raise ValueError(f'prefetch must be at least 1, got {prefetch}')
   start = _natural('start', start)
-  numbered = _Numbered(source, batch_size, seed, rows)
-  return _in_workers(numbered, start, workers, prefetch) if workers else _here(numbered, start)
+  return _read_all(_Shuffled(source, batch_size, seed, rows), source, start, workers, prefetch)
 
 
-def in_order(source: Source, *, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
+def in_order(source: Source, *, batch_size: int, workers: int = 0,
+             prefetch: int = 2) -> Iterator[dict[str, np.ndarray]]:
   """Every example once, in the order of the source: one pass for evaluation.
 
   Yields:
     {field: [batch_size, ...], 'id': uint32 [batch_size], 'weight': float32 [batch_size]}. The last
-    batch is filled up with its last example at weight 0, so that all have one shape and
-    sum(weight) = len(source).
+    batch is filled up with its last example at weight 0, so that all have one shape; an image that
+    cannot be read has weight 0 and the pixels of another. So sum(weight) is the number of examples
+    that can be read. `workers` and errors as `batches`.
   """
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, got {batch_size}')
-  return _pass(source, batch_size)
+  return _read_all(_Ordered(source, batch_size), source, 0, _natural('workers', workers), prefetch)
 
 
 def fingerprint(source: Source, *, batch_size: int, seed: int,
@@ -109,8 +116,8 @@ def describe_change(old: Mapping[str, str | int], new: Mapping[str, str | int]) 
 # --- reading --------------------------------------------------------------------------------------
 
 
-class _Numbered:
-  """Batches by number. Picklable, with a length, as Grain wants its sources."""
+class _Shuffled:
+  """Batches of training by number. Picklable, with a length, as Grain wants its sources."""
 
   def __init__(self, source: Source, batch_size: int, seed: int, rows):
     self._source, self._batch_size, self._seed = source, batch_size, _natural('seed', seed)
@@ -124,44 +131,73 @@ class _Numbered:
     ids, epoch = example_ids(
       k, seed=self._seed, length=len(self._source), batch_size=self._batch_size)
     ids = ids[self._rows]
-    batch = _read(self._source, ids) | dict(
-      id=ids.astype(np.uint32), epoch=np.full(len(ids), epoch, np.uint32))
-    return dict(sorted(batch.items()))  # As Grain's workers hand it over.
+    one = self._source.__getitem__
+    if hasattr(self._source, 'draw'):
+      one = partial(self._source.draw, seed=self._seed, epoch=epoch)
+    fields, faults = _read(self._source, ids, one)
+    batch = fields | dict(id=ids.astype(np.uint32), epoch=np.full(len(ids), epoch, np.uint32))
+    return dict(sorted(reported(batch, faults).items()))  # As Grain's workers hand it over.
 
 
-def _here(numbered: _Numbered, start: int) -> Iterator[dict[str, np.ndarray]]:
-  while True:
-    yield numbered[start]
-    start += 1
+class _Ordered:
+  """Batches of one pass by number."""
+
+  def __init__(self, source: Source, batch_size: int):
+    self._source, self._batch_size = source, batch_size
+
+  def __len__(self) -> int:
+    return -(-len(self._source) // self._batch_size)
+
+  def __getitem__(self, k: int) -> dict[str, np.ndarray]:
+    positions = np.arange(k * self._batch_size, (k + 1) * self._batch_size)
+    ids = np.minimum(positions, len(self._source) - 1)
+    fields, faults = _read(self._source, ids, self._source.__getitem__)
+    unreadable = np.isin(ids, [index for index, *_ in faults])
+    weight = (positions < len(self._source)) & ~unreadable
+    batch = fields | dict(id=ids.astype(np.uint32), weight=weight.astype(np.float32))
+    return reported(batch, faults)
 
 
-def _pass(source: Source, batch_size: int) -> Iterator[dict[str, np.ndarray]]:
-  for start in range(0, len(source), batch_size):
-    positions = np.arange(start, start + batch_size)
-    ids = np.minimum(positions, len(source) - 1)
-    yield _read(source, ids) | dict(
-      id=ids.astype(np.uint32), weight=(positions < len(source)).astype(np.float32))
+def _read_all(numbered, source: Source, start: int, workers: int, prefetch: int):
+  """The batches start, start + 1, ... of `numbered`; unreadable images are counted."""
+  batches = _in_workers(numbered, start, workers, prefetch) if workers else _here(numbered, start)
+  return Unreadable(allowed(source), len(source)).taken_out(batches)
 
 
-def _read(source: Source, ids: np.ndarray) -> dict[str, np.ndarray]:
-  """The fields of `ids`, stacked; an error names the example."""
+def _here(numbered, start: int) -> Iterator[dict[str, np.ndarray]]:
+  for k in range(start, len(numbered)):
+    yield numbered[k]
+
+
+def _read(source: Source, ids: np.ndarray, one: Callable) -> tuple[dict[str, np.ndarray], list[Fault]]:
+  """(fields of `ids`, stacked; faults of images); any other error names the example.
+
+  `one` reads a single example.
+  """
+  faults = []
   try:
-    fields = source.take(ids) if hasattr(source, 'take') else _stack(source, ids)
+    fields = source.take(ids) if hasattr(source, 'take') else _stack(one, ids, len(source), faults)
   except DataError:
     raise
   except Exception as error:
-    _stack(source, ids)  # Names the example, if it is one example that fails.
+    _stack(one, ids, len(source), faults)  # Names the example, if it is one example that fails.
     raise DataError(f'cannot read the examples {ids.tolist()}: {_words(error)}') from error
   if taken := [name for name in RESERVED if name in fields]:
     raise DataError(f'the source has a field {taken[0]!r}, which batches use themselves')
-  return dict(fields)
+  return dict(fields), faults
 
 
-def _stack(source: Source, ids: np.ndarray) -> dict[str, np.ndarray]:
+def _stack(one: Callable, ids: np.ndarray, length: int,
+           faults: list[Fault]) -> dict[str, np.ndarray]:
+  """Adds to `faults` the images that were replaced."""
   examples, kinds = [], []
   for i in ids.tolist():
     try:
-      example = {name: np.asarray(value) for name, value in source[i].items()}
+      fields, met = replace(one, i, length)
+      example = {name: np.asarray(value) for name, value in fields.items()}
+      faults += met
+    except DataError:
+      raise
     except Exception as error:
       raise DataError(f'cannot read example {i}: {_words(error)}') from error
     kind = {name: (value.shape, str(value.dtype)) for name, value in example.items()}
@@ -179,7 +215,7 @@ def _words(error: Exception) -> str:
 # --- workers --------------------------------------------------------------------------------------
 
 
-def _in_workers(numbered: _Numbered, start: int, workers: int, prefetch: int):
+def _in_workers(numbered, start: int, workers: int, prefetch: int):
   """Grain's processes read whole batches, so that their number cannot change a batch.
 
   The state of a prefetching Grain iterator is no integer, and restoring it with another number of

@@ -16,7 +16,7 @@ from typing import Protocol
 import numpy as np
 
 # The fields that `batches` and `in_order` add to those of the source.
-RESERVED = ('id', 'epoch', 'weight')
+RESERVED = ('id', 'epoch', 'weight', 'unreadable')
 
 FASHION_MNIST_CLASSES = (
   'T-shirt/top', 'Trouser', 'Pullover', 'Dress', 'Coat', 'Sandal', 'Shirt', 'Sneaker', 'Bag',
@@ -27,6 +27,17 @@ _EMBEDDED = pathlib.Path(__file__).parent / 'embedded'
 
 class DataError(ValueError):
   """Data cannot be read, or are not what they should be."""
+
+
+class UnreadableImage(DataError):
+  """One image cannot be decoded; a share of such images is skipped, see `ssl_jax.data.unreadable`."""
+
+  def __init__(self, name: str, reason: str):
+    super().__init__(name, reason)
+    self.name, self.reason = name, reason
+
+  def __str__(self) -> str:
+    return f'{self.name}: {self.reason}' if self.name else self.reason
 
 
 class Source(Protocol):
