@@ -364,7 +364,7 @@ def augmentations(config, seed: int) -> list[Augmented] | Missing:
     return Missing('These examples are no images.')
   keys = example_keys(jax.random.key(seed), batch['epoch'], batch['id'])
   made = jax.device_get(jax.jit(views.prepare)(keys, batch))
-  shown = {name: _displayed(config, x) for name, x in made.items()
+  shown = {name: _displayed(views, originals[0], x) for name, x in made.items()
            if name not in batch and x.ndim == 5}
   if not shown:
     return Missing('The views of this run are no images.')
@@ -372,9 +372,9 @@ def augmentations(config, seed: int) -> list[Augmented] | Missing:
           for i, image in enumerate(originals)]
 
 
-def _displayed(config, images: np.ndarray) -> np.ndarray:
-  """Without the normalisation by mean and std."""
-  said = dict(build.defaults(type(config)({'views': {'name': config.views.name}})))
-  mean, std = (config.views.get(key, said.get(f'views.{key}')) for key in ('mean', 'std'))
-  images = np.asarray(images, np.float32)
-  return images if mean is None or std is None else images * np.array(std) + np.array(mean)
+def _displayed(views, like: np.ndarray, images: np.ndarray) -> np.ndarray:
+  """Images of a recipe in [0, 1] again: what it makes of black and of white tells its normalisation,
+  which may depend on more than its mean and std (grey images get theirs weighted)."""
+  extremes = np.stack([np.zeros_like(like), np.full_like(like, 255)])
+  black, white = np.asarray(views.inputs({'image': extremes}), np.float32).mean(axis=(1, 2))
+  return (np.asarray(images, np.float32) - black) / (white - black)
