@@ -136,7 +136,8 @@ def _missing(part: Missing) -> Html:
 
 def _tiles(tiles: Sequence[Tile]) -> Html:
   """Names in one row, numbers in another."""
-  words = [tile for tile in tiles if not tile.value[:1].isdigit()]
+  words = [tile for tile in tiles if not (tile.value.lstrip('−')[:1].isdigit()
+                                          or tile.value in ('nan', '∞', '−∞'))]
   return join([
     tag('dl', [tag('div', tag('dt', tile.label),
                    tag('dd', tile.value,

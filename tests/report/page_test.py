@@ -135,3 +135,10 @@ def test_data_without_labels_have_one_colour():
   embedding = full().embedding._replace(classes=None)
   text = Checker(render(full()._replace(embedding=embedding))).text
   assert 'no labels' in text
+
+
+def test_numbers_and_names_have_rows_of_their_own():
+  tiles = [Tile('loss', '−1.5'), Tile('method', 'simclr'), Tile('last', 'nan')]
+  page = render(EMPTY._replace(tiles=tiles))
+  words, numbers = re.findall('<dl class="tiles">(.*?)</dl>', page)
+  assert 'simclr' in words and '−1.5' in numbers and 'nan' in numbers
