@@ -3,7 +3,7 @@
   python -m benchmarks.host_views [--torch-python=PATH] [--images=64] [--rounds=7]
 
 Photographs are synthetic: JPEGs of 500 x 375 pixels at quality 90 and with 4:2:0 chroma, smooth areas,
-edges and grain, so that they weigh what ImageNet's weigh (printed). Everything runs in one thread of one
+edges and grain, to weigh what ImageNet's do (printed). Everything runs in one thread of one
 process; processor seconds are counted, the best of several rounds, so that neighbours matter less.
 The other interpreter, if given, needs torch and torchvision.
 """

@@ -4,6 +4,7 @@
   workdir/example.json        shapes of the data, so that a run can be used without them
   workdir/checkpoints/<step>  see ssl_jax.train.checkpoint
   workdir/metrics.jsonl       see ssl_jax.train.metrics
+  workdir/starts.jsonl        command, revision, versions of every start
   workdir/evaluation.json     written by `python -m ssl_jax evaluate`
 """
 

@@ -1,4 +1,4 @@
-"""Every method keeps the contract of ssl_jax.testing; a new one is found by itself, through its config."""
+"""Every method keeps the contract of ssl_jax.testing; a new one is found through its config."""
 
 import importlib
 import pathlib

@@ -1,4 +1,4 @@
-"""`python -m ssl_jax train|evaluate|embed|doctor`: arguments in, exit codes out.
+"""`python -m ssl_jax COMMAND`: arguments in, exit codes out.
 
 Exit codes: 0 done, 42 start me again (interrupted, state saved), 1 bug, 2 configuration,
 3 data or checkpoint, 4 numerics. A user's mistake is answered in words, never with a traceback.
@@ -14,6 +14,7 @@ COMMANDS = {
   'train': 'pretrain what a config describes; the same command again resumes',
   'evaluate': 'what the representation of a run is worth: kNN, few labels, linear probe',
   'embed': 'write representations to .npz or .safetensors',
+  'report': 'one page about a run: curves, evaluation, embedding, neighbours, views',
   'doctor': 'versions, devices, data and disk: is this machine ready?',
 }
 AGAIN, CONFIGURATION, DATA, NUMERICS = 42, 2, 3, 4

@@ -19,6 +19,7 @@ from ssl_jax.cli.options import Parser, fields
 from ssl_jax.cli.setup import Profiler, StopOnSignal, use_compilation_cache
 from ssl_jax.data.batches import batches, describe_change, fingerprint
 from ssl_jax.parallel import local_rows, to_global
+from ssl_jax.report import environment
 from ssl_jax.schema import ConfigError
 from ssl_jax.train.checkpoint import Checkpoints, init_from
 from ssl_jax.train.loop import Every, NonFiniteError, fit
@@ -39,6 +40,7 @@ class Options(NamedTuple):
   init_from: str | None = None
   allow_changes: bool = False
   profile: tuple[int, int] | None = None
+  command: tuple[str, ...] = ('train',)
 
 
 def run(argv: list[str]) -> int:
@@ -63,7 +65,7 @@ def run(argv: list[str]) -> int:
   options = Options(
     workdir=pathlib.Path(args.workdir).expanduser(), resume=_resume(parser, args.resume),
     init_from=args.init_from, allow_changes=args.allow_changes,
-    profile=_profile(parser, args.profile))
+    profile=_profile(parser, args.profile), command=('train', *argv))
   use_compilation_cache(args.cache_dir)
   jax.config.update('jax_debug_nans', args.debug_nans)
   return train(config, options)
@@ -157,7 +159,7 @@ def _start(config, options: Options, experiment, program):
   if not checkpoints.steps():
     if isinstance(options.resume, int):
       raise ConfigError(f'--resume={options.resume}: {workdir} has no checkpoints')
-    _write_config(workdir, config, experiment)
+    _write_start(options, config, experiment)
     ts = program.init()
     if options.init_from:
       ts = ts._replace(params=_other_weights(options.init_from, program, ts))
@@ -173,7 +175,7 @@ def _start(config, options: Options, experiment, program):
     raise ConfigError(str(error)) from error
   _refuse_changes(config, options, experiment, checkpoints.metadata(step))
   checkpoints.roll_back(step)
-  _write_config(workdir, config, experiment)
+  _write_start(options, config, experiment)
   return checkpoints, step, ts
 
 
@@ -237,9 +239,12 @@ def _cores() -> int:
   return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def _write_config(workdir: pathlib.Path, config, experiment) -> None:
+def _write_start(options: Options, config, experiment) -> None:
+  """The config, and what it runs with: command, revision, versions, devices."""
   if jax.process_index() == 0:
-    runs.write_config(workdir, config, build.shape_of(experiment.source))
+    runs.write_config(options.workdir, config, build.shape_of(experiment.source))
+    environment.record(options.workdir, options.command,
+                       [device.device_kind for device in jax.devices()])
 
 
 def _move_aside(workdir: pathlib.Path) -> None:

@@ -1,4 +1,4 @@
-"""Decoding and cropping on the host, against Pillow, torchvision's distribution and the device's crops."""
+"""Decoding and cropping on the host: Pillow, torchvision's distribution, the device's crops."""
 
 import io
 
