@@ -79,6 +79,11 @@ def merge(planes: Planes) -> jax.Array:
   return jnp.stack(planes, axis=-1)
 
 
+def clip(image: jax.Array) -> jax.Array:
+  """To [0, 1], channel by channel, so that a `merge` before and a `split` after cancel."""
+  return merge(tuple(map(_clip, split(image))))
+
+
 def adjust_brightness(
   image: jax.Array, amount: jax.Array, form: str = 'multiplicative',
 ) -> jax.Array:

@@ -92,8 +92,14 @@ def crop_resize(
 
 def separable(image: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
   """rows image columns^T for every channel: [H, W, C], [out, H], [out, W] -> [out, out, C]."""
-  image = jnp.einsum('oh,hwc->owc', rows, image, precision=PRECISION)
-  return jnp.einsum('owc,pw->opc', image, columns, precision=PRECISION)
+  return jnp.stack([_product(image[..., c], rows, columns) for c in range(image.shape[-1])], axis=-1)
+
+
+def _product(plane: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+  """One channel at a time: with a last axis of 3 a TPU changes layouts before and after, and the
+  views of a batch move 15 % more bytes."""
+  plane = jnp.einsum('oh,hw->ow', rows, plane, precision=PRECISION)
+  return jnp.einsum('ow,pw->op', plane, columns, precision=PRECISION)
 
 
 def resize_matrix(

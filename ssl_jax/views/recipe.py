@@ -199,7 +199,7 @@ def _view(
     box = crops.draw_box(u_box, *image.shape[:2], area=view.area, aspect=view.aspect,
                          misfit=view.misfit)
     image = crops.crop_resize(image, box, view.size, resample=view.resample, flip=flip)
-    image = jnp.clip(image, 0., 1.)
+    image = color.clip(image)
   elif 'flip' in active:
     image = jnp.where(flip, image[:, ::-1], image)
 

@@ -265,8 +265,8 @@ def test_views_that_differ_keep_their_places_and_numbers():
 
 
 @pytest.mark.parametrize('name, products, turns', [
-  # Crop and blur are two products each, Pillow's blur two more for its matrix of every side.
-  ('byol', 4, 1), ('moco_v1', 2, 1), ('swav', 8, 2), ('dino', 16, 2), ('supervised', 2, 0),
+  # Crop and blur are two products per channel, Pillow's blur two more for the matrix of each side.
+  ('byol', 12, 1), ('moco_v1', 6, 1), ('swav', 24, 2), ('dino', 32, 2), ('supervised', 6, 0),
 ])
 def test_views_that_differ_in_probabilities_are_one_program(name, products, turns):
   prepare = jax.jit(build(name, **SMALL).prepare)

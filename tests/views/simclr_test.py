@@ -167,8 +167,8 @@ def test_program_for_tpu_is_matrix_products_at_full_precision(channels):
   for slow in ('gather', 'scatter', 'dynamic_slice', 'sort'):
     assert f'stablehlo.{slow}' not in text
   products = re.findall(r'stablehlo\.dot_general.*', text)
-  # Crop and blur, two each.
-  assert len(products) == 4
+  # Crop and blur, two each for every channel.
+  assert len(products) == 4 * channels
   assert all('precision = [HIGHEST, HIGHEST]' in line for line in products)
   # The one loop is that over the turns of colour jitter.
   assert text.count('stablehlo.while') == 1
