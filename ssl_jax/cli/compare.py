@@ -78,10 +78,11 @@ class Outcome(NamedTuple):
 
 
 class Group(NamedTuple):
-  """Runs that differ by their seed only, {seed: run}."""
+  """Runs that differ by their seed only, {seed: run}; `setting` is that of a sweep, or ''."""
 
   name: str
   runs: Mapping[int, Outcome]
+  setting: str = ''
 
 
 def run(argv: list[str]) -> int:
@@ -133,7 +134,7 @@ def groups(folder: pathlib.Path, name: str, *, alone: bool = False) -> list[Grou
   if not started:
     raise ConfigError(f'no run of the sweep in {folder} has been started yet')
   return [Group(setting if alone and setting else ': '.join(filter(None, (name, setting))),
-                {one['seed']: read(folder / one['folder']) for one in members})
+                {one['seed']: read(folder / one['folder']) for one in members}, setting)
           for setting, members in group(started, lambda one: one['setting']).items()]
 
 
