@@ -23,8 +23,6 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ssl_jax.train.schedules import warmup_cosine
-
 MILESTONES = (0.6, 0.8)  # 'step' divides the rate by ten there: MoCo's epochs 60 and 80 of 100
 BATCHNORM_MOMENTUM, BATCHNORM_EPSILON = 0.1, 1e-6
 # Of the logits [rows, H, C] held at a time while measuring: 2^24 floats are 64 MB.
@@ -133,8 +131,8 @@ def rate_factors(schedule: str, steps: int, epochs: int) -> np.ndarray:
   'cosine' falls to 0 with every step; 'step' is divided by ten after 60 % and 80 % of the epochs.
   """
   if schedule == 'cosine':
-    factors = jax.device_get(warmup_cosine(1.0, steps=steps * epochs)(np.arange(steps * epochs)))
-    return factors.reshape(epochs, steps).astype(np.float32)
+    done = np.arange(steps * epochs).reshape(epochs, steps) / (steps * epochs)
+    return ((1 + np.cos(np.pi * done)) / 2).astype(np.float32)
   passed = (np.arange(epochs)[:, None] >= np.array(MILESTONES) * epochs).sum(axis=1)
   return np.repeat(10.0 ** -passed[:, None], steps, axis=1).astype(np.float32)
 
