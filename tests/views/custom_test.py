@@ -1,26 +1,28 @@
+from unittest import mock
+
 import jax
 import numpy as np
 import pytest
 
-from ssl_jax.views import custom, simclr
-
-VIEW = dict(size=20, flip=0.5, solarize=0.4)
-
-
-def prepared(views, image):
-  keys = jax.random.split(jax.random.key(0), len(image))
-  return jax.jit(views.prepare)(keys, {'image': image})
+from ssl_jax.views import custom
+from ssl_jax.views.recipe import View
 
 
 def test_mappings_say_it_all():
-  image = np.random.default_rng(0).integers(0, 256, (4, 24, 24, 1), np.uint8)
-  mine = custom.build(views=(VIEW, VIEW | dict(solarize=0.)), local=(dict(size=8),))
-  got = prepared(mine, image)
-  assert got['local_views'].shape == (4, 1, 8, 8, 1)
-  same = dict(size=20, jitter=0., grayscale=0., blur=0.)
-  for v, solarize in enumerate((0.4, 0.)):
-    theirs = prepared(simclr.build(**same, solarize=solarize), image)['views'][:, v]
-    np.testing.assert_allclose(got['views'][:, v], theirs, atol=1e-6)
+  first, second = dict(size=20, flip=0.5, blur=1.), dict(size=20, area=(0.4, 1.), order=(
+    'grayscale', 'jitter', 'blur', 'solarize'), grayscale=1)
+  with mock.patch.object(custom, 'build_views') as engine:
+    custom.build(views=(first, second), local=(dict(size=8),), mean=(0.5,), std=(0.2,))
+  (views, local), named = engine.call_args
+  assert views == (View(**first), View(**second)) and local == (View(size=8),)
+  assert named['mean'] == (0.5,) and named['std'] == (0.2,)
+
+
+def test_by_default_a_view_is_a_crop_and_nothing_else():
+  made = custom.build(views=(dict(size=12, area=(1., 1.), aspect=(1., 1.)),))
+  image = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 1), np.uint8)
+  got = jax.jit(made.prepare)(jax.random.split(jax.random.key(0), 4), {'image': image})
+  np.testing.assert_allclose(got['views'][:, 0], image / 255, atol=1e-6)
 
 
 @pytest.mark.parametrize('views, message', [
