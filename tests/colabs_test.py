@@ -1,0 +1,35 @@
+"""The notebooks run from top to bottom on a CPU, and are kept without outputs."""
+
+import os
+import pathlib
+
+import nbclient
+import nbformat
+import pytest
+
+ROOT = pathlib.Path(__file__).parent.parent
+NOTEBOOKS = sorted((ROOT / 'colabs').glob('*.ipynb'))
+each_notebook = pytest.mark.parametrize('path', NOTEBOOKS, ids=lambda path: path.stem)
+SECONDS = 90  # what a whole notebook may take on two quiet cores; here the limit of each cell
+
+
+@each_notebook
+def test_runs(path, tmp_path, monkeypatch):
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setenv('MPLBACKEND', 'agg')
+  notebook = nbformat.read(path, as_version=4)
+  nbclient.NotebookClient(notebook, timeout=SECONDS, kernel_name='python3',
+                          resources={'metadata': {'path': str(tmp_path)}}).execute()
+  printed = '\n'.join(output.get('text', '') for cell in notebook.cells if cell.cell_type == 'code'
+                      for output in cell.outputs)
+  assert '1600 files in images' in printed
+  assert '| simclr ' in printed and '(6, 128) float32' in printed
+
+
+@each_notebook
+def test_is_kept_without_outputs(path):
+  notebook = nbformat.read(path, as_version=4)
+  nbformat.validate(notebook)
+  for cell in notebook.cells:
+    assert cell.cell_type != 'code' or (not cell.outputs and cell.execution_count is None)
