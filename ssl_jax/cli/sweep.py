@@ -21,7 +21,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any
 
 from ssl_jax import build, runs
-from ssl_jax.cli import AGAIN, NUMERICS
+from ssl_jax.cli import AGAIN, CONFIGURATION, NUMERICS
 from ssl_jax.cli.child import Child
 from ssl_jax.cli.compare import SWEEP
 from ssl_jax.cli.grid import Job, plan
@@ -174,8 +174,9 @@ def evaluate_options(words: Sequence[str]) -> list[str]:
       raise ConfigError(f'--evaluate.{option[2:]}: the sweep itself sets this')
   if options:
     asked = subprocess.run([*PROGRAM, 'evaluate', *options, '--help'], capture_output=True, text=True)
-    if asked.returncode:
+    if asked.returncode == CONFIGURATION:
       raise ConfigError(f'--evaluate: {asked.stderr.strip().splitlines()[-1]}')
+    asked.check_returncode()
   return options
 
 
@@ -257,8 +258,8 @@ def run_all(folder: pathlib.Path, jobs: Sequence[Job], execute: Callable[[list[s
     todo = {'failed': [], 'evaluated': [], 'trained': wanted[1:]}.get(now, wanted)
     if not todo:
       continue
-    left = f', about {duration(sum(took) / len(took) * (len(jobs) - number + 1))} left' if took else ''
-    _say(f'{where} ...{left}')
+    left = f' (about {duration(sum(took) / len(took) * (len(jobs) - number + 1))} left)' if took else ''
+    _say(f'{where}{left} ...')
     began = time.monotonic()
     for what in todo:
       code = execute(spell(job, what))
