@@ -48,7 +48,7 @@ class Views(NamedTuple):
   prepare: (keys [B], batch) -> batch, before `Method.loss`, inside the jitted step. One key per
     example, drawn from (seed, epoch, example id), so that nothing depends on the device count.
   inputs: (batch) -> inputs [B, ...], the deterministic counterpart for `Method.embed`.
-  crops: {field: one mapping (size, area, aspect, resample) per view}, what a host that decodes large
+  crops: {field: one mapping (of data.images.Crop's fields) per view}, what a host that decodes large
     images may do in advance: instead of 'image' the batch then has these fields, uint8
     [B, views, size, size, C], and `prepare` does all the rest. Empty where there is nothing to crop.
   """

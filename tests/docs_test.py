@@ -1,5 +1,6 @@
 """What the documents show is what is executed."""
 
+import os
 import pathlib
 import re
 import runpy
@@ -8,9 +9,12 @@ import sys
 
 import pytest
 
+from ssl_jax import cli
+
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLE = (ROOT / 'examples' / 'reuse.py').read_text()
 README = (ROOT / 'README.md').read_text()
+DOCS = sorted((ROOT / 'docs').glob('*.md'))
 
 
 def excerpts() -> dict[str, str]:
@@ -31,9 +35,47 @@ def test_the_readme_shows_the_example_that_runs(tag):
   assert excerpts()[tag].count('\n') <= 16  # ten lines or so
 
 
+EXECUTED = ('data', 'recipes', 'evaluation', 'reuse', 'sweeps')
+
+
+@pytest.fixture(scope='module')
+def demo(tmp_path_factory):
+  """A run for the documents that use one: two steps of the demo."""
+  folder = tmp_path_factory.mktemp('docs') / 'runs' / 'demo'
+  assert cli.main([
+    'train', f'--config={ROOT}/configs/simclr_fashion_mnist.py:smoke', f'--workdir={folder}',
+    '--config.steps=2', '--config.evaluate.every=None', '--config.evaluate.health_every=None']) == 0
+  return folder
+
+
+@pytest.mark.parametrize('name', EXECUTED)
+def test_the_code_of_the_documents_runs(name, tmp_path, monkeypatch, request):
+  """Blocks in their order, in an empty folder: python in one namespace, sh by the shell.
+
+  'text' is what cannot run here: output, or what takes an accelerator, a network or minutes.
+  """
+  text = (ROOT / 'docs' / f'{name}.md').read_text()
+  blocks = re.findall(r'^```(\w*)\n(.*?)^```$', text, re.S | re.M)
+  assert {kind for kind, _ in blocks} <= {'python', 'sh', 'text'} and blocks
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
+  monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
+  monkeypatch.setenv('PATH', os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']]))
+  if 'runs/demo' in ''.join(code for kind, code in blocks if kind != 'text'):
+    (tmp_path / 'runs').symlink_to(request.getfixturevalue('demo').parent)
+  (tmp_path / 'configs').symlink_to(ROOT / 'configs')
+  namespace = {}
+  for kind, code in blocks:
+    if kind == 'python':
+      exec(compile(code, f'docs/{name}.md', 'exec'), namespace)
+    elif kind == 'sh':
+      done = subprocess.run(['bash', '-ec', code], capture_output=True, text=True)
+      assert done.returncode == 0, f'{code}\n{done.stderr}'
+
+
 def commands() -> list[list[str]]:
   """Every `python -m ssl_jax ...` line of the documents that can run as it stands."""
-  texts = [(ROOT / name).read_text() for name in ('README.md', 'docs/evaluation.md')]
+  texts = [README, *(path.read_text() for path in DOCS)]
   lines = re.findall(r'^python -m ssl_jax (.*)$', '\n'.join(texts), re.M)
   return [line.split() for line in lines if '[' not in line and 'FOLDER' not in line]
 
@@ -51,7 +93,7 @@ def test_the_commands_of_the_documents_are_accepted():
 
 
 @pytest.mark.parametrize(
-  'name', ['README.md', 'CONTRIBUTING.md', 'docs/design.md', 'docs/evaluation.md', 'docs/results.md'])
+  'name', ['README.md', 'CONTRIBUTING.md', *(f'docs/{path.name}' for path in DOCS)])
 def test_links_and_files_that_are_named_exist(name):
   text = (ROOT / name).read_text()
   links = [link for link in re.findall(r'\]\(([^)#]+)\)', text) if '://' not in link]

@@ -3,7 +3,7 @@
 Grill et al. (2020), "Bootstrap Your Own Latent", https://arxiv.org/abs/2006.07733, appendix B;
 https://github.com/google-deepmind/deepmind-research (byol/utils/augmentations.py, dataset.py).
 Brightness is added, contrast is about each channel's mean, saturation is that of HSV; a box that
-does not fit is cut, not drawn anew (a host that crops draws anew). The bicubic filter is
+does not fit is cut, not drawn anew. The bicubic filter is
 antialiased, TensorFlow's is not.
 """
 

@@ -134,7 +134,7 @@ def build_views(
     _check_channels(images, mean)
     return finish(_centre(views[0], _unit(images)))
 
-  wishes = ('size', 'area', 'aspect', 'resample')
+  wishes = ('size', 'area', 'aspect', 'resample', 'misfit')
   by_host = {field.cropped: tuple({name: getattr(view, name) for name in wishes}
                                   for view in field.views) for field in fields}
   return Views(prepare, inputs, by_host)

@@ -297,7 +297,8 @@ def test_every_recipe_takes_grey_and_small_images(name, channels, strict_dtypes)
 
 def test_a_host_is_told_the_crops():
   made = build('swav', size=32, local_size=16, local_views=1)
-  large = dict(size=32, area=(0.14, 1.), aspect=(3 / 4, 4 / 3), resample='bilinear')
+  large = dict(size=32, area=(0.14, 1.), aspect=(3 / 4, 4 / 3), resample='bilinear',
+               misfit='redraw')
   assert made.crops == {'crops': (large, large),
                         'local_crops': (dict(large, size=16, area=(0.05, 0.14)),)}
   assert set(build('swav', size=32, local_views=0).crops) == {'crops'}
