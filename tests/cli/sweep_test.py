@@ -344,6 +344,16 @@ def test_exit_codes_of_children_and_the_lock(tmp_path):
     pass
 
 
+# A TPU that the parent has opened is lost for the runs.
+PARENT = '''
+import sys
+from jax._src import xla_bridge
+from ssl_jax.cli import sweep
+code = sweep.run(sys.argv[1:])
+sys.exit('the sweep itself has opened the devices' if xla_bridge._backends else code)
+'''
+
+
 @pytest.mark.slow
 def test_a_sweep_of_real_runs_survives_a_stop_and_a_kill(tmp_path):
   rng = np.random.default_rng(0)
@@ -358,9 +368,8 @@ def test_a_sweep_of_real_runs_survives_a_stop_and_a_kill(tmp_path):
                f'--config.data={data}', f'--config.network={network}', '--config.evaluate.every=none',
                '--config.steps=40', f'--cache_dir={tmp_path}/cache', '--evaluate.seed=1']
 
-  def start(*more):
-    code = 'import sys; from ssl_jax.cli import sweep; sys.exit(sweep.run(sys.argv[1:]))'
-    return subprocess.Popen([sys.executable, '-c', code, *arguments, *more], cwd=ROOT, text=True,
+  def start():
+    return subprocess.Popen([sys.executable, '-c', PARENT, *arguments], cwd=ROOT, text=True,
                             stdout=subprocess.PIPE, stderr=subprocess.PIPE)
 
   def wait_for(path):
