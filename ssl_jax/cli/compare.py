@@ -210,15 +210,21 @@ def page(found: Sequence[Group]) -> str:
 
 
 def accuracy_table(found: Sequence[Group]) -> str:
-  """One row per group: how many of its runs are evaluated, and a summary of each accuracy."""
-  names = accuracy_names(found)
-  rows = []
+  """One row per group: how many of its runs are evaluated, and a summary of each accuracy.
+
+  Below it, where the protocols of the literature have chosen their hyper-parameters.
+  """
+  names, rows = accuracy_names(found), []
+  notes = dict.fromkeys(
+    f'* {choice["protocol"]}: selection {choice["selection"]}' for one in found
+    for outcome in one.runs.values() for choice in outcome.evaluation.get('protocols', ()))
   for one in found:
     tables = [outcome.accuracies for outcome in one.runs.values()]
     n = sum(bool(table) for table in tables)
     rows.append([one.name, f'{n}' if n == len(tables) else f'{n} of {len(tables)}',
                  *(_cell(list(column(one, name).values()), sign=name == GAIN) for name in names)])
-  return markdown(['', 'n', *(TITLES.get(name, name) for name in names)], rows)
+  table = markdown(['', 'n', *(TITLES.get(name, name) for name in names)], rows)
+  return '\n'.join([table, *([''] if notes else []), *notes])
 
 
 def accuracy_names(found: Iterable[Group]) -> list[str]:

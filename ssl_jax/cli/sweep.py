@@ -8,6 +8,7 @@ Every run is trained and evaluated by the ordinary commands in processes of thei
 never touches a device: a TPU serves one process at a time, and JAX reserves the memory of a GPU.
 """
 
+import argparse
 import json
 import multiprocessing
 import pathlib
@@ -86,7 +87,8 @@ def _parser() -> Parser:
   parser.add_argument('--workdir', metavar='FOLDER', help='where the runs go, one folder each')
   parser.add_argument('--seeds', type=int, default=3, metavar='N', help='runs of each setting, with '
                       'the seeds config.seed, config.seed + 1, ...; default 3')
-  parser.add_argument('--no-evaluate', dest='evaluate', action='store_false', help='only train')
+  parser.add_argument('--evaluate', action=argparse.BooleanOptionalAction, default=True,
+                      help='evaluate what is trained; the default')
   parser.add_argument('--dry_run', action='store_true', help='check everything, print the runs and '
                       'how far each is, do nothing')
   parser.add_argument('--init_from', metavar='RUN[:SUBTREE]', help='as in train, for every run')

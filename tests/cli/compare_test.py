@@ -60,7 +60,9 @@ def test_the_protocols_of_the_literature_are_columns_too(make):
   saved['protocols'] = [dict(protocol='dino_knn', accuracy=0.66, selection='none', details={})]
   (folder / 'evaluation.json').write_text(json.dumps(saved))
   assert read(folder).accuracies['dino_knn'] == 0.66
-  assert 'dino_knn' in page(gather([folder]))
+  text = page(gather([folder]))
+  assert rows(text, 'Accuracy per run')['a'] == ['1', '0.700', '0.660']
+  assert text.count('dino_knn: selection none') == 1
 
 
 def test_speed_leaves_evaluation_and_one_slow_save_out():

@@ -344,6 +344,39 @@ def test_exit_codes_of_children_and_the_lock(tmp_path):
     pass
 
 
+ORPHAN = '''
+import pathlib, sys
+from ssl_jax.cli.child import Child
+sleeps = "import os, pathlib, time; pathlib.Path('pid').write_text(f'{os.getpid()} '); time.sleep(60)"
+with Child(pathlib.Path('.')) as child:
+  child([sys.executable, '-S', '-c', sleeps])
+'''
+
+
+def test_the_folder_is_taken_until_the_child_of_a_killed_sweep_has_ended(tmp_path):
+  pid = tmp_path / 'pid'
+  parent = subprocess.Popen([sys.executable, '-c', ORPHAN], cwd=tmp_path,
+                            env={**os.environ, 'PYTHONPATH': str(ROOT)})
+  try:
+    while not (pid.exists() and pid.read_text().endswith(' ')):
+      assert parent.poll() is None
+      time.sleep(0.02)
+  finally:
+    parent.kill()
+    parent.wait()
+  with pytest.raises(ConfigError, match='another sweep, or a run that one left'):
+    Child(tmp_path).__enter__()
+  os.kill(int(pid.read_text()), signal.SIGKILL)
+  deadline = time.monotonic() + 20
+  while True:
+    try:
+      Child(tmp_path).__enter__().__exit__()
+      break
+    except ConfigError:
+      assert time.monotonic() < deadline
+      time.sleep(0.02)
+
+
 # A TPU that the parent has opened is lost for the runs.
 PARENT = '''
 import sys
