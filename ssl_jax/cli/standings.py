@@ -136,10 +136,11 @@ def verdict(found: Sequence[Group], name: str) -> str | None:
 def _line(one: Group, jobs: Sequence[Job], states: Mapping[str, str]) -> dict[str, Any]:
   """A setting as one line of sweep.jsonl."""
   mine = [job for job in jobs if job.setting == one.setting]
+  losses = {seed: outcome.training.get('loss', math.nan) for seed, outcome in one.runs.items()}
   return dict(
     setting=one.setting, values=mine[0].values,
     summary={name: summarise(column(one, name).values())._asdict() for name in accuracy_names([one])},
     runs=[dict(seed=job.seed, folder=job.folder, state=states[job.folder],
                accuracies=one.runs[job.seed].accuracies if job.seed in one.runs else {},
-               loss=one.runs[job.seed].training.get('loss') if job.seed in one.runs else None)
+               loss=losses[job.seed] if math.isfinite(losses.get(job.seed, math.nan)) else None)
           for job in mine])

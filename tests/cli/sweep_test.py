@@ -132,6 +132,7 @@ class World:
       os.makedirs(workdir)
       (pathlib.Path(workdir) / 'config.json').write_text(load_config(DEMO).to_json())
       (pathlib.Path(workdir) / 'non_finite.json').write_text('{"step": 3}')
+      (pathlib.Path(workdir) / 'metrics.jsonl').write_text('{"step": 3, "loss": "nan"}')
     return code
 
 
@@ -235,6 +236,8 @@ def test_a_run_that_diverges_is_recorded_and_the_sweep_goes_on(world, capsys):
   out = capsys.readouterr().out
   assert 'Failed (loss or gradient not finite): learning_rate=0.3 seed=1.' in out
   assert '| 1 of 2 |' in out
+  last = json.loads((world.folder / 'sweep.jsonl').read_text().splitlines()[1])['runs']
+  assert [(one['state'], one['loss']) for one in last] == [('evaluated', 2.5), ('failed', None)]
   assert go(world, RATES) == (0, [])
   assert f'delete {world.folder}/learning_rate=0.3/seed=1' in capsys.readouterr().err
   world.codes = {'train': 4}
