@@ -72,8 +72,8 @@ def run(argv: list[str], *, execute: Callable[[list[str]], int] | None = None,
   with Child(folder) as child:
     wanted['runs'] = [dict(folder=job.folder, setting=job.setting, seed=job.seed) for job in jobs]
     write(folder / SWEEP, json.dumps(wanted, indent=2))
-    code = run_all(folder, jobs, execute or child, lambda job, what: command(args, folder, job, what,
-                                                                             options))
+    spell = lambda job, what: command(args, folder, job, what, options)
+    code = run_all(folder, jobs, execute or child, spell)
   if code in (0, AGAIN):
     code = finish(folder, jobs) or code
   if code == AGAIN:
@@ -260,8 +260,8 @@ def run_all(folder: pathlib.Path, jobs: Sequence[Job], execute: Callable[[list[s
     todo = {'failed': [], 'evaluated': [], 'trained': wanted[1:]}.get(now, wanted)
     if not todo:
       continue
-    left = f' (about {duration(sum(took) / len(took) * (len(jobs) - number + 1))} left)' if took else ''
-    _say(f'{where}{left} ...')
+    ahead = (len(jobs) - number + 1) * sum(took) / max(len(took), 1)
+    _say(f'{where} (about {duration(ahead)} left) ...' if took else f'{where} ...')
     began = time.monotonic()
     for what in todo:
       code = execute(spell(job, what))
