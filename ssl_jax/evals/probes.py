@@ -10,8 +10,8 @@ is the cost (an accelerator, and H * C of a few hundred) more heads are almost f
 products are (a CPU, or 1000 classes) a head costs what its multiplications cost.
 
 n is the identity, x / |x|, or batch normalisation without parameters: the mean and variance of the
-batch in training, running ones (momentum 0.1, epsilon 1e-6) afterwards, as in MAE's main_linprobe.py
-(facebookresearch/mae; He et al. 2021, arXiv:2111.06377, appendix A.1).
+batch in training, running ones (momentum 0.1, epsilon 1e-6) afterwards, as in facebookresearch/mae
+main_linprobe.py (He et al. 2021, arXiv:2111.06377, appendix A.1).
 """
 
 from collections.abc import Callable, Sequence
@@ -119,7 +119,7 @@ def batch_shape(rows: int, batch_size: int) -> tuple[int, int]:
 
 
 def epoch_order(rows: int, batch_size: int, *, seed: int, epoch: int) -> np.ndarray:
-  """int32 [steps, B]: a permutation of the rows drawn from (seed, epoch), -1 where there are none."""
+  """int32 [steps, B]: a permutation of the rows drawn from (seed, epoch); -1 for no row."""
   steps, batch = batch_shape(rows, batch_size)
   order = np.random.default_rng((seed, epoch)).permutation(rows).astype(np.int32)
   return np.pad(order, (0, steps * batch - rows), constant_values=-1).reshape(batch, steps).T

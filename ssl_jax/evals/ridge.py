@@ -1,12 +1,11 @@
 """Few-shot classification by ridge regression in closed form, for all penalties at once.
 
-  minimise over W:  ||X W - Y||^2 + l2 ||W||^2,   X = [(x - mean) / (std + 1e-5), 100],  Y in {-1, 1}
+  minimise over W:  ||X W - Y||^2 + l2 ||W||^2,  X = [(x - mean) / (std + 1e-5), 100],  Y = +-1
   X^T X = Q diag(e) Q^T  ->  W(l2) = Q diag(1 / (e + l2)) Q^T X^T Y     (N >= D, else with X X^T)
 
-The definition of google-research/big_vision (evaluators/fewshot_lsr.py; BiT, Kolesnikov et al. 2020,
-arXiv:1912.11370, and ViT, Dosovitskiy et al. 2021, arXiv:2010.11929, report it): the constant of 100
-is the bias, large so that it is hardly penalised; its config takes l2 = 2^10 and 3 seeds. On the
-host in float64: the constant alone puts 10^4 N into X^T X, too much beside 1 in float32.
+As in google-research/big_vision (evaluators/fewshot_lsr.py; reported by Dosovitskiy et al. 2021,
+arXiv:2010.11929): the constant of 100 is the bias, large so that it is hardly penalised. On the host
+in float64: the constant alone puts 10^4 N into X^T X, too much beside an l2 of 1 in float32.
 """
 
 from collections.abc import Sequence
