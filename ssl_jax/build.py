@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax import methods, views
-from ssl_jax.data import folders, sources, tensorflow_datasets
+from ssl_jax.data import array_records, folders, sources, tensorflow_datasets
 from ssl_jax.data.batches import batches
 from ssl_jax.data.sources import RESERVED
 from ssl_jax.models import convnet, heads, mlp, resnet, vit
@@ -37,7 +37,7 @@ from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
 
 DATA = {**functions(sources), 'image_folder': folders.image_folder,
-        'tfds': tensorflow_datasets.tfds}
+        'tfds': tensorflow_datasets.tfds, 'array_record': array_records.array_record}
 NETWORKS = {**functions(resnet), **functions(convnet), **functions(vit)}
 HEADS = {**functions(mlp), **functions(heads)}
 

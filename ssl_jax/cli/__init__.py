@@ -14,7 +14,10 @@ COMMANDS = {
   'train': 'pretrain what a config describes; the same command again resumes',
   'evaluate': 'what the representation of a run is worth: kNN, few labels, linear probe',
   'embed': 'write representations to .npz or .safetensors',
+  'sweep': 'several seeds and small grids in one command that resumes; mean and spread',
+  'compare': 'runs and sweeps beside each other, and how their configs differ',
   'report': 'one page about a run: curves, evaluation, embedding, neighbours, views',
+  'pack': 'a folder of images or a TFDS dataset as shards that are read fast',
   'doctor': 'versions, devices, data and disk: is this machine ready?',
 }
 AGAIN, CONFIGURATION, DATA, NUMERICS = 42, 2, 3, 4

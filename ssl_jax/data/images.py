@@ -108,11 +108,12 @@ def centre(data: bytes | np.ndarray, *, size: int, channels: int) -> np.ndarray:
 def decode(data: bytes | np.ndarray, *, channels: int, at_least: int | None = None) -> np.ndarray:
   """All of an image, upright, uint8 [H, W, channels].
 
-  `at_least` resizes it so that its shorter side has this many pixels. Raises UnreadableImage.
+  `at_least` makes it smaller, never larger: its shorter side then has this many pixels. Raises
+  UnreadableImage.
   """
   picture = _Picture(data, channels)
   shape = picture.height, picture.width
-  if at_least is not None:
+  if at_least is not None and at_least < min(shape):
     shape = tuple(round(n * at_least / min(shape)) for n in shape)
   return picture.whole(*shape)
 

@@ -20,8 +20,8 @@ from ssl_jax.data.sources import DataError
 PREPARE = '''prepare it once, where there is a network:
   python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, file_format='array_record', \
 data_dir={where!r}).download_and_prepare()"
-Many datasets (cifar10, mnist) make their images from arrays, for which TFDS needs TensorFlow: then do it
-in an environment with `pip install tensorflow tensorflow-datasets array-record` and copy the folder here'''
+Many datasets (cifar10, mnist) make their images from arrays, for which TFDS needs TensorFlow: then do
+it in an environment with `pip install tensorflow tensorflow-datasets array-record`; copy the folder'''
 
 
 class TfdsImages(EncodedImages):
