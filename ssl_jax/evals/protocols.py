@@ -33,6 +33,7 @@ TEMPERATURE = 0.07
 BYOL_RATES = (0.4, 0.3, 0.2, 0.1, 0.05)
 DINO_NEIGHBOURS, DINO_REPORTED = (10, 20, 100, 200), 20
 DINOV2_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
+DINOV2_STEPS = 12_500
 SHOTS, SHOTS_REPORTED, SHOT_DRAWS, RIDGE_L2 = (1, 5, 10, 25), 10, 3, 2.0**10
 LABEL_DRAWS = 5
 FINETUNE_EPOCHS = 30
@@ -192,17 +193,19 @@ def byol_sweep_heldout(material: Material, *, seed: int) -> Result:
 
 
 def dinov2_grid(material: Material, *, seed: int) -> Result:
-  """SGD 0.9, cosine over ten epochs, batch 1024; 13 rates * batch / 256 on each representation.
+  """SGD 0.9, cosine over 12,500 steps of 1024; 13 rates * batch / 256 on each representation.
 
   Source: Oquab et al. 2023 (arXiv:2304.07193), appendix B.3; facebookresearch/dinov2
-  eval/linear.py: {1, 4} blocks x {class token, and the patches' mean} x 13 rates, 12,500 steps of
-  1024 images (ten epochs of ImageNet), the best head on the validation set reported. That number is
+  eval/linear.py: {1, 4} blocks x {class token, and the patches' mean} x 13 rates, on augmented
+  images, the best head on the validation set reported. That number is
   `optimistic_accuracy`; `accuracy` is of the head that is best on held-out training rows, trained
   again on all of them. `Material.layers` are the other representations.
   """
   labels, (kept, away) = material.train_labels, _split(material, seed)
   candidates = {'representation': (material.train_features, material.test_features)}
-  recipe = dict(classes=material.classes, batch_size=1024, epochs=10, initial_std=0.01, seed=seed)
+  epochs = -(-DINOV2_STEPS // batch_shape(len(labels), 1024)[0])
+  recipe = dict(classes=material.classes, batch_size=1024, epochs=epochs, initial_std=0.01,
+                seed=seed)
   held_out, accuracies, top5 = [], {}, []
   for name, (train, test) in (candidates | dict(material.layers)).items():
     train, test = np.asarray(train, np.float32), np.asarray(test, np.float32)
