@@ -160,27 +160,39 @@ def labels(source: Source, split: str) -> np.ndarray:
   return found
 
 
-def calibrated(experiment, params: PyTree, state: PyTree, source: Source) -> PyTree:
+def calibrated(experiment, params: PyTree, state: PyTree, source: Source,
+               workers: int = 0) -> PyTree:
   """`state` with normalisation statistics set by one pass over `source`."""
   if experiment.method.calibrate is None:
     return state
-  return calibrate(experiment.method.calibrate, params, state, _feed(source, experiment.mesh),
+  whole = _without_padding(feed(source, experiment.mesh, workers), len(source))
+  return calibrate(experiment.method.calibrate, params, state, whole,
                    inputs=experiment.views.inputs)
 
 
-def embed_split(experiment, params: PyTree, state: PyTree, source: Source):
-  """(representations float32 [N, D], labels int32 [N]) of every example of `source`."""
-  return embed_all(experiment.method.embed, params, state, _feed(source, experiment.mesh),
-                   inputs=experiment.views.inputs)
+def _without_padding(batches: Iterator[dict], length: int) -> Iterator[dict]:
+  """Batches of `length` examples that are not filled up. Where an image could not be read another
+  stands in its place, which statistics do not mind: one such image must not cost its batch."""
+  seen = 0
+  for batch in batches:
+    seen += len(batch['id'])
+    if seen <= length:
+      yield {name: x for name, x in batch.items() if name != 'weight'}
 
 
-def _feed(source: Source, mesh, rows: int = 500) -> Iterator[dict]:
+def embed_split(experiment, params: PyTree, state: PyTree, source: Source, workers: int = 0):
+  """(representations float32 [N, D], labels int32 [N] or None) of every readable example."""
+  return embed_all(experiment.method.embed, params, state,
+                   feed(source, experiment.mesh, workers), inputs=experiment.views.inputs)
+
+
+def feed(source: Source, mesh, workers: int = 0, rows: int = 500) -> Iterator[dict]:
   """One pass over `source` as global arrays; at most `rows` at once, spread over the devices."""
   shards = int(np.prod([mesh.shape[axis] for axis in batch_axes(mesh)]))
   size = max(1, min(rows, len(source)) // shards) * shards
   sharding = batch_sharding(mesh)
   mine = local_rows(sharding, size)
-  for batch in in_order(source, batch_size=size):
+  for batch in in_order(source, batch_size=size, workers=workers):
     yield to_global({name: x[mine] for name, x in batch.items()}, sharding, size)
 
 

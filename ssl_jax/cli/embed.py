@@ -11,8 +11,10 @@ from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import DataError
 
 DESCRIPTION = '''Writes 'embedding' float32 [N, D] and every other field of the data but the image
-(such as 'label') to a .npz or .safetensors file.'''
+(such as 'label'; 'id', the number of the example; in .npz 'name', the path of its file) to a .npz or
+.safetensors file. Images that cannot be read are left out.'''
 FORMATS = ('.npz', '.safetensors')
+ROWS = 256  # at a time; as many as `Run.embed` computes at once
 
 
 def run(argv: list[str]) -> int:
@@ -20,8 +22,8 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--workdir', metavar='FOLDER', help='a run')
   parser.add_argument('--output', metavar='FILE', help='.npz or .safetensors')
   parser.add_argument('--split', default='test', help="which split of the run's own data")
-  parser.add_argument('--data', metavar='FILE', help="other images: .npz with uint8 [N, H, W, C] "
-                      "under 'image', .npy, or a folder of .npy files")
+  parser.add_argument('--data', metavar='FILE', help='other images: a folder of JPEG, PNG, ... files; '
+                      ".npz with uint8 [N, H, W, C] under 'image', .npy, or a folder of .npy files")
   parser.add_argument('--step', type=int, help='which checkpoint; default the newest')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache')
   args, _ = parser.read(argv)
@@ -32,28 +34,50 @@ def run(argv: list[str]) -> int:
     parser.error(f'--output must end in {" or ".join(FORMATS)}, got {args.output!r}')
   use_compilation_cache(args.cache_dir)
   loaded = runs.load(args.workdir, step=args.step)
-  source = _source(loaded.config, args)
-  arrays = next(in_order(source, batch_size=len(source)))
-  del arrays['weight']  # all are real
-  if 'image' not in arrays:
-    raise DataError(f"embed needs a field 'image', the data have {', '.join(arrays)}")
+  source = _source(loaded, args)
   try:
-    embedding = loaded.embed(arrays.pop('image'))
-  except (ValueError, TypeError) as error:  # such as colour images for a network of grey ones
+    arrays = _embedded(loaded, source)
+  except (TypeError, ValueError) as error:  # such as colour images for a network of grey ones
+    if isinstance(error, DataError):
+      raise
     raise DataError(f'these images do not fit the network: {error}') from error
+  if output.suffix == '.npz' and hasattr(source, 'name'):
+    arrays['name'] = np.array([source.name(int(i)) for i in arrays['id']])
   output.parent.mkdir(parents=True, exist_ok=True)
-  _write(output, dict(arrays, embedding=embedding))
-  print(f'{len(embedding)} representations of {embedding.shape[1]} numbers (step {loaded.step}) '
-        f'in {output}')
+  _write(output, arrays)
+  count, width = arrays['embedding'].shape
+  print(f'{count} representations of {width} numbers (step {loaded.step}) in {output}')
   return 0
 
 
-def _source(config, args):
+def _embedded(loaded: runs.Run, source) -> dict[str, np.ndarray]:
+  """Every readable example; a batch of images at a time is in memory."""
+  pieces = []
+  for batch in in_order(source, batch_size=min(ROWS, len(source)), workers=loaded.config.workers):
+    if 'image' not in batch:
+      raise DataError(f"embed needs a field 'image', the data have {', '.join(batch)}")
+    readable = batch.pop('weight') > 0
+    fields = {name: x[readable] for name, x in batch.items()}
+    if readable.any():
+      pieces.append(fields | {'embedding': loaded.embed(fields.pop('image'))})
+  return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}
+
+
+def _source(loaded: runs.Run, args):
+  config = loaded.config
   if args.data is None:
     return build.source(config, args.split)
+  folder = pathlib.Path(args.data).expanduser()
+  if folder.is_dir() and not any(folder.glob('*.npy')):
+    fields = loaded.experiment.batch
+    channels = (fields['image'] if 'image' in fields else fields['crops']).shape[-1]
+    size = fields['image'].shape[1] if 'image' in fields else config.data.get('size', 256)
+    data = dict(name='image_folder', path=args.data, size=size, channels=channels, crop='device')
+  else:
+    data = dict(name='array_files', path=args.data)
   other = config.copy_and_resolve_references()
   with other.unlocked(), other.ignore_type():
-    other.data = dict(name='array_files', path=args.data)
+    other.data = data
   return build.source(other)
 
 

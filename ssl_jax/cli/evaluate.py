@@ -4,23 +4,27 @@ import json
 import pathlib
 import sys
 import time
+from collections.abc import Iterator
 
 import jax
 import numpy as np
 
 from ssl_jax import runs
+from ssl_jax.cli.material import material
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
 from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import DataError
 from ssl_jax.evals.health import health
-from ssl_jax.evals.protocol import describe, fixed_protocol, format_table
+from ssl_jax.evals.protocol import Representation, describe, fixed_protocol, format_table
+from ssl_jax.evals.protocols import PROTOCOLS, format_protocols, run_protocols
+from ssl_jax.schema import did_you_mean
 from ssl_jax.train.step import example_keys
 
 DESCRIPTION = '''Prints kNN, few-label and linear accuracy of raw pixels, of the encoder as it was
-initialised, and of the trained one, by the fixed protocol of docs/evaluation.md; writes
-evaluation.json into the run.'''
-
+initialised, and of the trained one, by the fixed protocol of docs/evaluation.md, or what --protocols
+names; writes evaluation.json into the run.'''
+FIXED = 'fixed'
 
 MOST_PIXELS = 2**29  # as float32 2 GiB; beyond it raw pixels are no baseline anybody waits for
 
@@ -30,6 +34,9 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--workdir', metavar='FOLDER', help='a run')
   parser.add_argument('--step', type=int, help='which checkpoint; default the newest')
   parser.add_argument('--seed', type=int, default=0, help='of label draws and the held-out part')
+  parser.add_argument('--protocols', default=FIXED, metavar='NAME,...', help='which protocols: '
+                      f'{FIXED} (the table of all representations) and, for the trained one, '
+                      f'{", ".join(PROTOCOLS)}')
   parser.add_argument('--fractions', action='store_true', help='also 1 %% and 10 %% of the labels')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache')
   args, _ = parser.read(argv)
@@ -37,59 +44,114 @@ def run(argv: list[str]) -> int:
     parser.error('needs --workdir=FOLDER')
   if args.seed < 0:
     parser.error(f'--seed must be at least 0, got {args.seed}')
+  names = _names(parser, args.protocols)
   use_compilation_cache(args.cache_dir)
   began = time.monotonic()
   run = runs.load(args.workdir, step=args.step)
   data = runs.splits(run.config)
-  labels = [runs.labels(source, split) for source, split in zip(data, ('train', 'test'))]
-  healths = []
+  classes = 1 + max(int(np.max(runs.labels(source, split)))
+                    for source, split in zip(data, ('train', 'test')))
+  result = dict(step=run.step)
   try:
-    rows = fixed_protocol(
-      representations(run, data, healths), *labels, seed=args.seed, fractions=args.fractions,
-      classes=1 + int(np.max(np.concatenate(labels))))
+    if FIXED in names:
+      result |= _fixed(run, data, classes, args)
+    if named := [name for name in names if name != FIXED]:
+      result |= _named(run, data, classes, named, args)
   except ValueError as error:  # such as a class with fewer than ten examples
     raise DataError(f'these data cannot be evaluated: {error}') from error
-  print(format_table(rows))
-  print()
-  print(_health_table(healths))
-  result = dict(step=run.step, protocol=describe(args.seed), accuracies=dict(rows),
-                health=dict(healths), seconds=round(time.monotonic() - began, 1))
-  path = pathlib.Path(args.workdir).expanduser() / runs.EVALUATION
-  path.write_text(json.dumps(result, indent=2) + '\n')
-  print(f'\nin {path} ({result["seconds"]} s)', file=sys.stderr)
+  seconds = round(time.monotonic() - began, 1)
+  path = _write(pathlib.Path(args.workdir).expanduser() / runs.EVALUATION,
+                result | dict(seconds=seconds))
+  print(f'\nin {path} ({seconds} s)', file=sys.stderr)
   return 0
 
 
-def representations(run: runs.Run, data: runs.Splits, healths: list):
-  """Yields (name, train features, test features) of what is compared; appends their health."""
+def _names(parser: Parser, text: str) -> list[str]:
+  names = [name.strip() for name in text.split(',') if name.strip()]
+  for name in names or ['']:
+    if name not in (FIXED, *PROTOCOLS):
+      parser.error(f'--protocols: {name!r} is unknown{did_you_mean(name, (FIXED, *PROTOCOLS))}')
+  return names
+
+
+def _write(path: pathlib.Path, result: dict) -> pathlib.Path:
+  """Adds to what is known of the same step; numbers of another step would not belong beside it."""
+  if path.is_file():
+    before = json.loads(path.read_text())
+    if before.get('step') == result['step']:
+      result = _merged(before, result)
+  path.write_text(json.dumps(result, indent=2) + '\n')
+  return path
+
+
+def _merged(before: dict, result: dict) -> dict:
+  new = {row['protocol'] for row in result.get('protocols', ())}
+  kept = [row for row in before.get('protocols', ()) if row['protocol'] not in new]
+  protocols = kept + list(result.get('protocols', ()))
+  return before | result | (dict(protocols=protocols) if protocols else {})
+
+
+def _fixed(run: runs.Run, data: runs.Splits, classes: int, args) -> dict:
+  """The table of raw pixels, the random and the trained encoder, and their health."""
+  healths = []
+  rows = fixed_protocol(representations(run, data, healths), seed=args.seed,
+                        fractions=args.fractions, classes=classes)
+  print(format_table(rows))
+  print()
+  print(_health_table(healths))
+  return dict(protocol=describe(args.seed), accuracies=dict(rows), health=dict(healths))
+
+
+def _named(run: runs.Run, data: runs.Splits, classes: int, names: list[str], args) -> dict:
+  """The protocols of the literature on the trained encoder."""
+  results = []
+  made = material(run, data, classes, names, args.seed)
+  for name in names:
+    print(f'evaluating {name} ...', file=sys.stderr, flush=True)
+    results += run_protocols([name], made, seed=args.seed)
+  print(format_protocols(results))
+  return dict(protocols=[result._asdict() for result in results])
+
+
+def representations(run: runs.Run, data: runs.Splits, healths: list) -> Iterator[Representation]:
+  """What is compared; appends the health of each but the pixels."""
+  workers = run.config.workers
   if sum(len(s) * np.size(s[0]['image']) for s in data) < MOST_PIXELS:
     print('evaluating raw pixels ...', file=sys.stderr, flush=True)
-    yield 'raw pixels', *(_pixels(run.experiment, source) for source in data)
+    train, test = (_pixels(run.experiment, source) for source in data)
+    yield Representation('raw pixels', *train, *test)
   start = runs.initial_state(run)
   for name, params, state in (('random init', start.params, start.state),
                               (run.config.method.name, run.params, run.state)):
     print(f'evaluating {name} ...', file=sys.stderr, flush=True)
-    state = runs.calibrated(run.experiment, params, state, data.train)
-    train, test = (runs.embed_split(run.experiment, params, state, s)[0] for s in data)
-    healths.append((name, health(test, _views(run.experiment, params, state, data.test))))
-    yield name, train, test
+    state = runs.calibrated(run.experiment, params, state, data.train, workers)
+    train, test = (runs.embed_split(run.experiment, params, state, s, workers) for s in data)
+    healths.append((name, health(test[0], _views(run.experiment, params, state, data.test))))
+    yield Representation(name, *train, *test)
 
 
 def _take(source, count: int) -> dict[str, np.ndarray]:
-  return next(in_order(source, batch_size=count))
+  """The first `count` examples, without those that cannot be read."""
+  batch = next(in_order(source, batch_size=count))
+  readable = batch.pop('weight') > 0
+  return {name: x[readable] for name, x in batch.items()}
 
 
-def _pixels(experiment, source) -> np.ndarray:
-  inputs = np.asarray(experiment.views.inputs(_take(source, len(source))))
-  return inputs.reshape(len(inputs), -1)
+def _pixels(experiment, source) -> tuple[np.ndarray, np.ndarray]:
+  """(inputs of the readable examples as vectors, their labels)."""
+  batch = _take(source, len(source))
+  inputs = np.asarray(experiment.views.inputs(batch))
+  return inputs.reshape(len(inputs), -1), batch['label']
 
 
 def _views(experiment, params, state, source):
   """Representations of two augmented views of the same images, [N, D] each."""
-  n = min(1000, len(source))
-  images = {'image': _take(source, n)['image']}
+  images = {'image': _take(source, min(1000, len(source)))['image']}
+  n = len(images['image'])
   keys = example_keys(jax.random.key(0), np.zeros(n, np.uint32), np.arange(n, dtype=np.uint32))
   views = jax.jit(experiment.views.prepare)(keys, images)['views']
+  if views.shape[1] < 2:  # a supervised run has one view
+    return None
   embed = jax.jit(experiment.method.embed)
   return tuple(np.asarray(embed(params, state, views[:, v])) for v in (0, 1))
 
@@ -97,6 +159,6 @@ def _views(experiment, params, state, source):
 def _health_table(rows) -> str:
   names = ('effective_rank', 'spread', 'alignment', 'uniformity')
   lines = ['representation     ' + ''.join(f'{name:>16}' for name in names)]
-  lines += [f'{name:19}' + ''.join(f'{numbers[key]:16.3f}' for key in names)
-            for name, numbers in rows]
+  lines += [f'{name:19}' + ''.join(f'{numbers[key]:16.3f}' if key in numbers else f'{"-":>16}'
+                                   for key in names) for name, numbers in rows]
   return '\n'.join(lines)

@@ -3,8 +3,7 @@
 import time
 from collections.abc import Callable
 
-import numpy as np
-
+from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import ArraySource
 from ssl_jax.evals.health import collapse_verdict, health
 from ssl_jax.evals.knn import knn
@@ -19,6 +18,7 @@ class Monitor:
 
   def __init__(self, config, experiment, write: Callable, say: Callable[[str], None]):
     self._experiment, self._write, self._say = experiment, write, say
+    self._workers = config.workers
     self._warned = False
     self._splits = self._sample = None
     if config.evaluate.every is not None:  # what cannot be evaluated is found now, not in an hour
@@ -29,8 +29,9 @@ class Monitor:
   def evaluate(self, step: int, ts: TrainState) -> None:
     """kNN-20 of the test split on the train split, with calibrated normalisation."""
     began = time.monotonic()
-    state = calibrated(self._experiment, ts.params, ts.state, self._splits.train)
-    (z, y), (q, t) = (embed_split(self._experiment, ts.params, state, s) for s in self._splits)
+    state = calibrated(self._experiment, ts.params, ts.state, self._splits.train, self._workers)
+    (z, y), (q, t) = (embed_split(self._experiment, ts.params, state, source, self._workers)
+                      for source in self._splits)
     accuracy = knn(z, y, q, t, k=min(20, len(z)), classes=1 + int(max(y.max(), t.max())))['accuracy']
     self._write(step, {'knn20': accuracy})
     self._say(f'step {step}: kNN-20 accuracy {accuracy:.4f} ({time.monotonic() - began:.1f} s)')
@@ -39,9 +40,9 @@ class Monitor:
     """Effective rank, spread and uniformity of the first training examples; warns of a collapse."""
     if self._sample is None:
       source = self._experiment.source
-      examples = [source[i] for i in range(min(SAMPLE, len(source)))]
-      self._sample = ArraySource({name: np.stack([e[name] for e in examples])
-                                  for name in examples[0]})
+      sample = next(in_order(source, batch_size=min(SAMPLE, len(source))))
+      readable = sample.pop('weight') > 0
+      self._sample = ArraySource({name: x[readable] for name, x in sample.items() if name != 'id'})
     state = calibrated(self._experiment, ts.params, ts.state, self._sample)
     features, _ = embed_split(self._experiment, ts.params, state, self._sample)
     self._write(step, health(features))

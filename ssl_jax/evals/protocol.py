@@ -7,6 +7,7 @@ normalisation statistics are calibrated first: `ssl_jax.evals.features.calibrate
 """
 
 from collections.abc import Iterable, Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -60,16 +61,24 @@ def evaluate_features(train_features, train_labels, test_features, test_labels, 
   return result | dict(linear=probe['accuracy'], linear_weight_decay=probe['weight_decay'])
 
 
-def fixed_protocol(representations: Iterable[tuple[str, np.ndarray, np.ndarray]], train_labels,
-                   test_labels, *, classes: int, seed: int = 0,
-                   fractions: bool = False) -> list[tuple[str, dict[str, float]]]:
-  """The rows of the table: (name, result) of each (name, train features, test features).
+class Representation(NamedTuple):
+  """Features of two splits and what they are called, with the labels of the same rows."""
 
-  Takes a generator too, so that only one representation is in memory. All rows see the same labels.
+  name: str
+  train: np.ndarray
+  train_labels: np.ndarray
+  test: np.ndarray
+  test_labels: np.ndarray
+
+
+def fixed_protocol(representations: Iterable[Representation], *, classes: int, seed: int = 0,
+                   fractions: bool = False) -> list[tuple[str, dict[str, float]]]:
+  """The rows of the table: (name, result) of each representation of the same examples.
+
+  Takes a generator too, so that only one representation is in memory.
   """
-  return [(name, evaluate_features(train, train_labels, test, test_labels, classes=classes,
-                                   seed=seed, fractions=fractions))
-          for name, train, test in representations]
+  return [(name, evaluate_features(*data, classes=classes, seed=seed, fractions=fractions))
+          for name, *data in representations]
 
 
 def describe(seed: int = 0) -> dict[str, str | int | float]:

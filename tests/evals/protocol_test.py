@@ -9,7 +9,13 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.preprocessing import StandardScaler
 
-from ssl_jax.evals.protocol import describe, evaluate_features, fixed_protocol, format_table
+from ssl_jax.evals.protocol import (
+  Representation,
+  describe,
+  evaluate_features,
+  fixed_protocol,
+  format_table,
+)
 
 
 @pytest.fixture(scope='module')
@@ -24,7 +30,8 @@ def rows(digits):
   noise = np.random.default_rng(0).normal(size=(len(x) + len(queries), 64)).astype(np.float32)
   sets = (('pixels', x, queries), ('scaled', 8 * x, 8 * queries),
           ('noise', noise[:len(x)], noise[len(x):]))
-  return fixed_protocol((s for s in sets), y, labels, classes=10)
+  return fixed_protocol(
+    (Representation(name, a, y, b, labels) for name, a, b in sets), classes=10)
 
 
 def test_equals_scikit_learn_step_by_step(digits, rows):
