@@ -26,8 +26,8 @@ from ssl_jax.evals.labelled import labelled_pair
 from ssl_jax.parallel import axis_index, batch_axes, batch_sharding, replicated
 from ssl_jax.types import AxisName
 
-# 32 MB of similarities. Few queries and long rows: of rows of 32,768 XLA's CPU top 200 takes 5 ns per
-# number, of rows of 4096 it takes 15, and the products (512 columns: 8 to 16 ns) do not mind.
+# 32 MB of similarities. Few queries and long rows: XLA's CPU takes 5 ns per number for the top 200
+# of 32,768 and 15 ns for that of 4096; the products (512 columns: 8 to 16 ns) do not mind.
 CHUNK, BLOCK = 256, 2**15
 
 

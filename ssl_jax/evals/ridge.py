@@ -4,8 +4,8 @@
   X^T X = Q diag(e) Q^T  ->  W(l2) = Q diag(1 / (e + l2)) Q^T X^T Y     (N >= D, else with X X^T)
 
 As in google-research/big_vision (evaluators/fewshot_lsr.py; reported by Dosovitskiy et al. 2021,
-arXiv:2010.11929): the constant of 100 is the bias, large so that it is hardly penalised. On the host
-in float64: the constant alone puts 10^4 N into X^T X, too much beside an l2 of 1 in float32.
+arXiv:2010.11929): the constant of 100 is the bias, large so that it is hardly penalised. On the
+host in float64: the constant alone puts 10^4 N into X^T X, too much beside an l2 of 1 in float32.
 """
 
 from collections.abc import Sequence
