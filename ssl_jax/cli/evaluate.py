@@ -116,7 +116,7 @@ def _named(run: runs.Run, data: runs.Splits, classes: int, names: list[str], arg
 def representations(run: runs.Run, data: runs.Splits, healths: list) -> Iterator[Representation]:
   """What is compared; appends the health of each but the pixels."""
   workers = run.config.workers
-  if sum(len(s) * np.size(s[0]['image']) for s in data) < MOST_PIXELS:
+  if sum(len(s) * next(in_order(s, batch_size=1))['image'].size for s in data) < MOST_PIXELS:
     print('evaluating raw pixels ...', file=sys.stderr, flush=True)
     train, test = (_pixels(run.experiment, source) for source in data)
     yield Representation('raw pixels', *train, *test)

@@ -23,6 +23,8 @@ from ssl_jax.data.sources import DataError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
 VERSION = 1
+# Folders that are taken for splits: a class may be called 'train' too, among cars and planes.
+SPLITS = ('train', 'test', 'val', 'valid', 'validation', 'dev', 'eval', 'unlabeled', 'unlabelled')
 # A directory that changed so recently may change again within one tick of its clock.
 SETTLED = 2.0  # seconds
 SLOW = 2.0  # seconds after which a walk says how far it is
@@ -99,7 +101,8 @@ def image_folder(*, path: str, split: str = 'train', size: int = 256, channels: 
 
   Args:
     path: the folder, or a remote one that etils.epath reads ('gs://...'). '{split}' in it is
-      replaced; else path/split is taken where it exists.
+      replaced; else path/split is taken where it exists (path/train only among folders with the
+      names of splits: it might be a class).
     split: only 'train' exists where neither is.
     size: side of the central square that evaluation sees, pixels.
     channels: 3, or 1 for grey.
@@ -128,7 +131,7 @@ def _restored(root: str, index: Index | None, saved: pathlib.Path | None, option
 def _folder_of_split(path: str, split: str) -> str:
   folder = epath.Path(path.replace('{split}', split)).expanduser()
   if '{split}' not in path:
-    if (folder / split).is_dir():
+    if (folder / split).is_dir() and (split != 'train' or _holds_splits(folder)):
       folder = folder / split
     elif split != 'train':
       raise ValueError(f"{path!r} is the 'train' split; to have a split {split!r}, make a folder "
@@ -136,6 +139,11 @@ def _folder_of_split(path: str, split: str) -> str:
   if not folder.is_dir():
     raise FileNotFoundError(2, 'no such folder of images', str(folder))
   return str(folder if '://' in str(folder) else pathlib.Path(folder).resolve())
+
+
+def _holds_splits(folder: epath.Path) -> bool:
+  return all(path.name in SPLITS for path in folder.iterdir()
+             if not path.name.startswith('.') and path.is_dir())
 
 
 # --- the index ------------------------------------------------------------------------------------

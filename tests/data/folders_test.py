@@ -78,6 +78,12 @@ def test_splits(tmp_path):
     image_folder(path=str(tmp_path / '{split}'), split='dev')
 
 
+def test_a_class_may_be_called_train(tmp_path):
+  for name in ('car', 'train'):
+    write(tmp_path / 'photos' / name / '1.png', 0)
+  assert image_folder(path=str(tmp_path / 'photos')).classes == ('car', 'train')
+
+
 def test_a_class_without_images_keeps_its_number(tmp_path):
   (tmp_path / 'photos' / 'a').mkdir(parents=True)
   write(tmp_path / 'photos' / 'b' / '1.png', 0)
