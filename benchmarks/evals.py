@@ -47,7 +47,8 @@ def probes(rows: int, dims: int, repeats: int) -> None:
   took = seconds({'one': lambda: epoch(1), 'all': lambda: epoch(HEADS)}, repeats)
   work = 4 * rows * dims * CLASSES  # forward and gradient of one head
   print(f'probes {rows} x {dims}: one {took["one"]:.2f} s '
-        f'({work / took["one"] / 1e9:.0f} GFLOP/s), {HEADS} together {took["all"]:.2f} s ({HEADS * work / took["all"] / 1e9:.0f} GFLOP/s): '
+        f'({work / took["one"] / 1e9:.0f} GFLOP/s), '
+        f'{HEADS} together {took["all"]:.2f} s ({HEADS * work / took["all"] / 1e9:.0f} GFLOP/s): '
         f'{took["all"] / took["one"]:.1f}x one, '
         f'{HEADS * took["one"] / took["all"]:.1f}x faster than one after the other', flush=True)
 
