@@ -87,7 +87,15 @@ def test_curves_tiles_and_config(gathered):
   assert rows['log_every'] == (1, 50) and rows['batch_size'] == (16, ...)
   assert rows['views.strength'] == (0.5, 1.0)
   assert dict(gathered.defaults_left)['views.flip'] == 0.5
-  assert 'cores' in gathered.environment['trained with']
+  assert gathered.environment['command'].startswith('python -m ssl_jax train --config=')
+
+
+def test_a_run_without_a_record_tells_what_its_checkpoint_knows(trained, tmp_path):
+  shutil.copytree(trained, tmp_path / 'run')
+  (tmp_path / 'run' / environment.STARTS).unlink()
+  machine = gather(tmp_path / 'run').environment
+  assert 'cores' in machine['trained with']
+  assert machine['command'].startswith('python -m ssl_jax report')
 
 
 def test_a_record_of_the_start_goes_before_what_is_known_now(trained, tmp_path):
