@@ -1,4 +1,4 @@
-"""LARS, AdamW and SGD that leave biases and norms alone, as optax gradient transformations.
+"""LARS, LAMB, AdamW and SGD that leave biases and norms alone, as optax transformations.
 
 LARS (You et al. 2017, arXiv:1708.03888) gives every parameter tensor w, with gradient g, a rate q:
 
@@ -9,6 +9,18 @@ LARS (You et al. 2017, arXiv:1708.03888) gives every parameter tensor w, with gr
 lr inside or outside of the momentum is the same until lr changes; then `inside` still moves at the
 rates of earlier steps. google-research/simclr is joint and inside; BYOL, MoCo-v3, Barlow Twins,
 VICReg and MAE are joint and outside; apex's LARC (SwAV) and lightly are split and outside.
+
+LAMB (You et al. 2020, arXiv:1904.00962) does the same to Adam's step. At update t = 1, 2, ...:
+
+  m <- b1 m + (1 - b1) g                  m' = m / (1 - b1^t)
+  v <- b2 v + (1 - b2) g^2                v' = v / (1 - b2^t)
+  u = m' / (sqrt(v') + eps) + beta w      w <- w - lr (|w| / |u|) u
+
+Without bias correction m' = m and v' = v (BERT's AdamW, ALBERT's LAMB).
+
+A tensor is a leaf of the parameters, but where layers are scanned, and so stacked along the first
+axis, it is one layer of the leaf: those are the leaves below a module called 'scanned'. A run with
+`scan` is then the same run as without.
 
 Every optimizer here computes and keeps its state in float32 or better, works on any pytree, and
 keeps state whose paths end in the parameter's path, so that one sharding rule covers both.
@@ -33,6 +45,11 @@ Predicate = Callable[[str, jax.Array], bool]
 # --- which leaves are left alone ------------------------------------------------------------------
 
 
+def _stacked(name: str) -> bool:
+  """Whether the first axis of the leaf counts the layers of a scan."""
+  return 'scanned' in name.split('/')
+
+
 def bias_and_norm(name: str, leaf: jax.Array) -> bool:
   """Biases and gains of norms, by name: in a stack of scanned layers they have two dimensions."""
   return name.rsplit('/', 1)[-1] in ('bias', 'scale')
@@ -40,7 +57,7 @@ def bias_and_norm(name: str, leaf: jax.Array) -> bool:
 
 def one_dimensional(name: str, leaf: jax.Array) -> bool:
   """Vectors and scalars whatever their name, as in MoCo-v3, Barlow Twins and VICReg."""
-  return jnp.ndim(leaf) <= 1
+  return jnp.ndim(leaf) - _stacked(name) <= 1
 
 
 def nothing(name: str, leaf: jax.Array) -> bool:
@@ -60,7 +77,7 @@ def _predicate(exclude: str | Predicate) -> Predicate:
 
 
 def excluded(tree: PyTree, exclude: str | Predicate = 'bias_and_norm') -> PyTree:
-  """A tree of bool in the shape of `tree`: which leaves get no weight decay (and no LARS rate)."""
+  """A tree of bool in the shape of `tree`: which leaves get no weight decay (and no rate)."""
   predicate = _predicate(exclude)
   return jax.tree_util.tree_map_with_path(
     lambda path, leaf: bool(predicate(path_name(path), leaf)), tree)
@@ -95,6 +112,13 @@ def _decay(weight_decay: float, exclude: str | Predicate) -> optax.GradientTrans
                                             excluded(tree, exclude)))
 
 
+def _norm(x: jax.Array, stacked: bool) -> jax.Array:
+  """|x| with as many axes as x, all of size 1; of a stack one norm per layer, [layers, 1, ...]."""
+  # No ravel, as jnp.linalg.norm does: reshaping a sharded array would gather it on every device.
+  axes = tuple(range(int(stacked), x.ndim))
+  return jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
+
+
 def _schedule(learning_rate: LearningRate) -> schedules.Schedule:
   return learning_rate if callable(learning_rate) else schedules.constant(learning_rate)
 
@@ -109,20 +133,15 @@ class LarsState(NamedTuple):
   momentum: PyTree
 
 
-def _norm(x: jax.Array) -> jax.Array:
-  # No ravel, as jnp.linalg.norm does: reshaping a sharded array would gather it on every device.
-  return jnp.sqrt(jnp.sum(jnp.square(x)))
-
-
-def _adapt(g, w, *, weight_decay, trust_coefficient, denominator, epsilon):
+def _adapt(g, w, *, stacked, weight_decay, trust_coefficient, denominator, epsilon):
   """q (g + beta w); where a norm is 0 there is no rate to compute, and the references use q = 1."""
   decayed = g + weight_decay * w
-  w_norm = _norm(w)
+  w_norm = _norm(w, stacked)
   if denominator == 'joint':
-    g_norm = below = _norm(decayed)
+    g_norm = below = _norm(decayed, stacked)
     fallback = decayed
   else:
-    g_norm = _norm(g)
+    g_norm = _norm(g, stacked)
     below = g_norm + weight_decay * w_norm
     fallback = g  # LARC and lightly then leave out the decay as well
   defined = (w_norm > 0) & (g_norm > 0)
@@ -146,7 +165,8 @@ def lars(
   """Layer-wise adaptive rates; the equations stand at the top of this file.
 
   Leaves that `exclude` names get neither decay nor a rate of their own: plain momentum.
-  (`optax.lars` excludes nothing by default.) A stack of scanned layers is one tensor with one rate.
+  A stack of scanned layers has one rate per layer. (`optax.lars` excludes nothing by default, and
+  a stack has one rate.)
 
   Args:
     learning_rate: a number, or a schedule of the number of updates made so far.
@@ -167,16 +187,18 @@ def lars(
   def init(params):
     return LarsState(jnp.zeros([], jnp.int32), jax.tree.map(jnp.zeros_like, params))
 
-  def direction(g, w, left_alone):
-    if left_alone:
+  def direction(path, g, w):
+    name = path_name(path)
+    if predicate(name, w):
       return g
-    return _adapt(g, w, weight_decay=weight_decay, trust_coefficient=trust_coefficient,
-                  denominator=denominator, epsilon=epsilon)
+    return _adapt(
+      g, w, stacked=_stacked(name), weight_decay=weight_decay,
+      trust_coefficient=trust_coefficient, denominator=denominator, epsilon=epsilon)
 
   def update(grads, state, params):
     rate = schedule(state.count)
     inside, outside = (rate, 1) if learning_rate_inside else (1, rate)
-    steps = jax.tree.map(direction, grads, params, excluded(params, predicate))
+    steps = jax.tree_util.tree_map_with_path(direction, grads, params)
     steps = jax.tree.map(lambda u: (inside * u).astype(u.dtype), steps)
     trace = jax.tree.map(lambda v, u: momentum * v + u, state.momentum, steps)
     ahead = jax.tree.map(lambda v, u: momentum * v + u, trace, steps) if nesterov else trace
@@ -186,7 +208,38 @@ def lars(
   return _composed(clip_norm, optax.GradientTransformation(init, update))
 
 
-# --- AdamW and SGD --------------------------------------------------------------------------------
+# --- Adam and LAMB --------------------------------------------------------------------------------
+
+
+def _scale_by_adam(
+    b1: float, b2: float, epsilon: float, bias_correction: bool
+) -> optax.GradientTransformation:
+  """m' / (sqrt(v') + eps); the state is the same with and without bias correction."""
+  adam = optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon)
+  if bias_correction:
+    return adam
+
+  def update(grads, state, params=None):
+    _, state = adam.update(grads, state, params)  # XLA drops the step, of which nothing is used
+    return jax.tree.map(lambda m, v: m / (jnp.sqrt(v) + epsilon), state.mu, state.nu), state
+
+  return optax.GradientTransformation(adam.init, update)
+
+
+def _scale_to_parameters(exclude: str | Predicate) -> optax.GradientTransformation:
+  """u -> (|w| / |u|) u; excluded leaves, and tensors where one of the two norms is 0, keep u."""
+  predicate = _predicate(exclude)
+
+  def scaled(path, u, w):
+    name = path_name(path)
+    if predicate(name, w):
+      return u
+    w_norm, u_norm = _norm(w, _stacked(name)), _norm(u, _stacked(name))
+    defined = (w_norm > 0) & (u_norm > 0)
+    return jnp.where(defined, w_norm / jnp.where(defined, u_norm, 1), 1) * u
+
+  return optax.stateless(
+    lambda updates, params: jax.tree_util.tree_map_with_path(scaled, updates, params))
 
 
 def adamw(
@@ -197,18 +250,68 @@ def adamw(
     epsilon: float = 1e-8,
     weight_decay: float = 0.01,
     exclude: str | Predicate = 'bias_and_norm',
+    bias_correction: bool = True,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
-  """Adam with decoupled weight decay, w <- w - lr (m / (sqrt(v) + eps) + beta w), as in torch.
+  """Adam with decoupled weight decay, w <- w - lr (m' / (sqrt(v') + eps) + beta w), as in torch.
 
-  Reference: Loshchilov and Hutter 2019 (arXiv:1711.05101); the decay is multiplied by the rate.
-  Arguments as in `lars`; MAE's are b2=0.95, weight_decay=0.05.
+  References: Loshchilov and Hutter 2019 (arXiv:1711.05101); the decay is multiplied by the rate.
+  MAE's are b2=0.95, weight_decay=0.05. BERT's (google-research/bert, `optimization.py`) and
+  ELECTRA's are bias_correction=False, epsilon=1e-6, clip_norm=1; embeddings are decayed. RoBERTa's
+  (fairseq) are b2=0.98, epsilon=1e-6, exclude='nothing'.
+
+  Args:
+    bias_correction: whether m and v are divided by 1 - b^t; without it the first steps are longer,
+      by (1 - b1^t) / sqrt(1 - b2^t): 3.2 times at t = 1 and 6.5 at t = 10.
+    learning_rate, exclude, clip_norm: as in `lars`.
+
+  Raises:
+    ValueError: an unknown `exclude`.
   """
   return _composed(
     clip_norm,
-    optax.scale_by_adam(b1=b1, b2=b2, eps=epsilon),
+    _scale_by_adam(b1, b2, epsilon, bias_correction),
     _decay(weight_decay, exclude),
     optax.scale_by_learning_rate(_schedule(learning_rate)))
+
+
+def lamb(
+    learning_rate: LearningRate,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    epsilon: float = 1e-6,
+    weight_decay: float = 0.01,
+    exclude: str | Predicate = 'bias_and_norm',
+    bias_correction: bool = True,
+    clip_norm: float | None = None,
+) -> optax.GradientTransformation:
+  """AdamW with steps as long as their tensor; the equations stand at the top of this file.
+
+  The defaults are those of the MLPerf reference (`lamb_optimizer_v1.py`), which also has
+  clip_norm=1; ALBERT's are the same with bias_correction=False. As there, leaves that `exclude`
+  names get neither decay nor a ratio (`optax.lamb(mask=...)` spares them the decay only), a tensor
+  or step of zeros has ratio 1, and a stack of scanned layers has one ratio per layer.
+
+  A fused kernel (the 'qkv' of our Transformer) is one tensor with one ratio; BERT, ALBERT and the
+  MLPerf reference keep three, with three ratios.
+
+  Args:
+    bias_correction: as in `adamw`.
+    learning_rate, exclude, clip_norm: as in `lars`.
+
+  Raises:
+    ValueError: an unknown `exclude`.
+  """
+  return _composed(
+    clip_norm,
+    _scale_by_adam(b1, b2, epsilon, bias_correction),
+    _decay(weight_decay, exclude),
+    _scale_to_parameters(exclude),
+    optax.scale_by_learning_rate(_schedule(learning_rate)))
+
+
+# --- SGD ------------------------------------------------------------------------------------------
 
 
 def sgd(
@@ -231,4 +334,4 @@ def sgd(
     optax.scale_by_learning_rate(_schedule(learning_rate)))
 
 
-OPTIMIZERS = {'lars': lars, 'adamw': adamw, 'sgd': sgd}
+OPTIMIZERS = {'lars': lars, 'lamb': lamb, 'adamw': adamw, 'sgd': sgd}

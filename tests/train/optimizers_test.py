@@ -171,10 +171,12 @@ def test_decay_leaves_excluded_leaves_alone(make):
 
 def test_predicates():
   params = {'layers': {'bias': jnp.ones((2, 3)), 'scale': jnp.ones(3), 'kernel': jnp.ones(3)},
-            'bias_head': {'kernel': jnp.ones((2, 2))}, 'temperature': jnp.ones(())}
+            'bias_head': {'kernel': jnp.ones((2, 2))}, 'temperature': jnp.ones(()),
+            'scanned': {'gain': jnp.ones((2, 3)), 'kernel': jnp.ones((2, 3, 3))}}
   chosen = lambda exclude: {k for k, v in flat(optimizers.excluded(params, exclude)).items() if v}
   assert chosen('bias_and_norm') == {'layers/bias', 'layers/scale'}
-  assert chosen('one_dimensional') == {'layers/scale', 'layers/kernel', 'temperature'}
+  assert chosen('one_dimensional') == {'layers/scale', 'layers/kernel', 'temperature',
+                                         'scanned/gain'}  # a vector per layer
   assert chosen('nothing') == set()
   assert chosen(lambda name, leaf: name.startswith('bias_head')) == {'bias_head/kernel'}
 
@@ -187,7 +189,7 @@ def test_state_follows_the_parameters_sharding(name):
   rules = [('encoder/kernel$', 'fsdp')]
   shardings = flat_shardings(parallel.infer_sharding(state, rules, mesh))
   names = [n for n in shardings if n.endswith('encoder/kernel')]
-  assert len(names) == {'lars': 1, 'sgd': 1, 'adamw': 2}[name]
+  assert len(names) == {'lars': 1, 'sgd': 1, 'adamw': 2, 'lamb': 2}[name]
   assert all((shardings[n].spec == PartitionSpec(None, 'fsdp')) == (n in names) for n in shardings)
   # Every leaf belongs to a parameter or is the count of updates.
   assert all(n.endswith(('encoder/kernel', 'encoder/bias', 'count')) for n in shardings)

@@ -1,4 +1,4 @@
-"""Schedules against formulas written out in NumPy, and the values of google-research/simclr."""
+"""Schedules against formulas in NumPy: google-research's simclr, bert and electra, fairseq."""
 
 import jax
 import jax.numpy as jnp
@@ -39,6 +39,59 @@ def test_simclr_imagenet_schedule_at_known_steps():
   assert float(schedule(total)) == 0
 
 
+def bert_rate(step, peak, total, warmup, final):
+  """polynomial_decay(peak, step, total, final, power=1), replaced by a ramp during warm-up."""
+  decay = (peak - final) * (1 - min(step, total) / total) + final
+  return peak * step / warmup if step < warmup else decay
+
+
+def electra_rate(step, peak, total, warmup, final):
+  """The same decay times min(1, step / warmup)."""
+  return bert_rate(step, peak, total, 0, final) * min(1, step / warmup if warmup else 1)
+
+
+def fairseq_rate(step, peak, total, warmup, final):
+  """step_update of fairseq's polynomial_decay, power 1."""
+  if warmup and step <= warmup:
+    return peak * step / warmup
+  left = 1 - (step - warmup) / (total - warmup)
+  return final if step >= total else (peak - final) * left + final
+
+
+@pytest.mark.parametrize('final', [0.0, 0.1])
+@pytest.mark.parametrize('warmup', [0, 1, 10])
+@pytest.mark.parametrize('form, rate', [('from_start', bert_rate), ('product', electra_rate),
+                                        ('after', fairseq_rate)])
+def test_every_step_equals_the_linear_formulas(form, rate, warmup, final):
+  with jax.enable_x64(True):
+    schedule = schedules.warmup_linear(0.4, steps=50, warmup_steps=warmup, final=final, form=form)
+    got = schedule(jnp.arange(60))
+  expected = [rate(step, 0.4, 50, warmup, final) for step in range(60)]
+  np.testing.assert_allclose(got, expected, rtol=1e-13, atol=1e-16)
+
+
+def test_berts_rate_jumps_where_warm_up_ends():
+  # 1,000,000 steps, 10,000 of warm-up, 1e-4: 1 % is missing when the decay takes over.
+  bert, electra, roberta = (
+    schedules.warmup_linear(1e-4, steps=1_000_000, warmup_steps=10_000, form=form)
+    for form in ('from_start', 'product', 'after'))
+  at = [0, 5_000, 9_999, 10_000, 10_001, 505_000, 999_999, 1_000_000, 1_200_000]
+  np.testing.assert_allclose(
+    bert(jnp.array(at)),
+    [0, 5e-5, 9.999e-5, 9.9e-5, 9.89999e-5, 4.95e-5, 1e-10, 0, 0], rtol=1e-6)
+  np.testing.assert_allclose(
+    electra(jnp.array(at)),
+    [0, 4.975e-5, 9.999e-5 * .990001, 9.9e-5, 9.89999e-5, 4.95e-5, 1e-10, 0, 0], rtol=1e-6)
+  np.testing.assert_allclose(
+    roberta(jnp.array(at)),
+    [0, 5e-5, 9.999e-5, 1e-4, 1e-4 * 989_999 / 990_000, 5e-5, 1e-4 / 990_000, 0, 0], rtol=1e-6)
+
+
+def test_an_unknown_form_is_explained():
+  with pytest.raises(ValueError, match="'bert'.*'after', 'from_start', 'product'"):
+    schedules.warmup_linear(1.0, steps=10, form='bert')
+
+
 def test_final_value_is_reached_and_kept():
   schedule = schedules.warmup_cosine(1.0, steps=8, warmup_steps=2, final=0.25)
   # One sixth of the way: 0.25 + 0.75 (1 + cos 30 deg) / 2.
@@ -74,6 +127,8 @@ def test_constant():
 def test_warm_up_must_end_before_the_run(steps, warmup):
   with pytest.raises(ValueError, match=f'warmup_steps={warmup}, steps={steps}'):
     schedules.warmup_cosine(1.0, steps=steps, warmup_steps=warmup)
+  with pytest.raises(ValueError, match=f'warmup_steps={warmup}, steps={steps}'):
+    schedules.warmup_linear(1.0, steps=steps, warmup_steps=warmup)
 
 
 def test_scaling_rules_give_the_papers_rates():
