@@ -18,6 +18,7 @@ COMMANDS = {
   'compare': 'runs and sweeps beside each other, and how their configs differ',
   'report': 'one page about a run: curves, evaluation, embedding, neighbours, views',
   'pack': 'a folder of images or a TFDS dataset as shards that are read fast',
+  'tokenizer': 'a vocabulary learned from text; text as shards of tokens that are read fast',
   'doctor': 'versions, devices, data and disk: is this machine ready?',
 }
 AGAIN, CONFIGURATION, DATA, NUMERICS = 42, 2, 3, 4
