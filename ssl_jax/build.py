@@ -14,10 +14,10 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax import methods, views
-from ssl_jax.data import array_records, folders, sources, tensorflow_datasets
+from ssl_jax.data import array_records, folders, sources, tensorflow_datasets, token_sources
 from ssl_jax.data.batches import batches
 from ssl_jax.data.sources import RESERVED
-from ssl_jax.models import convnet, heads, mlp, resnet, vit
+from ssl_jax.models import convnet, heads, language_heads, mlp, resnet, transformer, vit
 from ssl_jax.models.network import chunked, fixed_parameters, from_linen, with_head
 from ssl_jax.models.norm import BatchNormPolicy
 from ssl_jax.parallel import BATCH_AXES, Placement, batch_axes, local, make_mesh, over
@@ -37,9 +37,12 @@ from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
 
 DATA = {**functions(sources), 'image_folder': folders.image_folder,
-        'tfds': tensorflow_datasets.tfds, 'array_record': array_records.array_record}
-NETWORKS = {**functions(resnet), **functions(convnet), **functions(vit)}
+        'tfds': tensorflow_datasets.tfds, 'array_record': array_records.array_record,
+        **functions(token_sources)}
+NETWORKS = {**functions(resnet), **functions(convnet), **functions(vit),
+            'transformer': transformer.transformer}
 HEADS = {**functions(mlp), **functions(heads)}
+LANGUAGE_HEADS = functions(language_heads)
 
 
 class Shape(NamedTuple):
@@ -94,11 +97,12 @@ def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
   check_numbers(config)
   mesh = _mesh(config, devices)
   _check_batch(config, mesh)
-  train = source(config, crops=image_views(config).crops)
+  train = source(config, crops=image_views(config).crops, training=True)
   if len(train) < config.batch_size:
     raise ConfigError(f'config.batch_size is {config.batch_size}, but the data have only '
                       f'{len(train)} examples; use at most {len(train)}')
   _check_labels(config, train)
+  _check_vocabulary(config, train)
   return _build(config, mesh, shape_of(train), train)
 
 
@@ -128,17 +132,20 @@ def shape_of(source) -> Shape:
                              for name, x in batch.items() if name not in RESERVED})
 
 
-def source(config, split: str | None = None, crops: Mapping[str, Any] | None = None):
+def source(config, split: str | None = None, crops: Mapping[str, Any] | None = None,
+           training: bool = False):
   """The data of `config.data`; `split` replaces its own.
 
-  `crops` are the views' wishes, `Views.crops`, for data that crop while they decode; without them
-  every example is one whole image, which is what evaluation wants.
+  What only training wants: `crops`, the views' wishes (`Views.crops`) for data that crop while they
+  decode, and `training`, for text that is packed or paired. Without them every example is one whole
+  image or one document, which is what evaluation wants.
   """
   spec = dict(config.data)
   if split is not None:
     spec['split'] = split
-  takes_crops = 'name' in spec and 'crops' in signature(find('data', spec['name'], DATA))
-  return call('data', spec, DATA, **({'crops': crops} if takes_crops else {}))
+  takes = signature(find('data', spec['name'], DATA)) if 'name' in spec else ()
+  given = dict(crops=crops, training=training)
+  return call('data', spec, DATA, **{key: value for key, value in given.items() if key in takes})
 
 
 def image_views(config) -> Views:
@@ -156,7 +163,10 @@ def network(config) -> Network:
 
 
 def _module(config):
-  return with_head(call('network', config.network, NETWORKS), call('head', config.head, HEADS))
+  backbone = call('network', config.network, NETWORKS)
+  if not isinstance(backbone, transformer.Transformer):
+    return with_head(backbone, call('head', config.head, HEADS))
+  return transformer.LanguageModel(backbone, call('head', config.head, LANGUAGE_HEADS))
 
 
 def method(config, on_batch: Placement = local) -> Method:
@@ -167,7 +177,7 @@ def method(config, on_batch: Placement = local) -> Method:
 
 def _freeze(made: Method, module) -> Method:
   """`made`, with what `module` never trains kept from the optimizer too, whose decay would act."""
-  if not module.fixed:
+  if not getattr(module, 'fixed', ()):
     return made
 
   def frozen(params, step):
@@ -183,15 +193,21 @@ def _views_at_once(config) -> int:
   """Rows that go through the encoder together for each example."""
   if config.method.get('separate_views'):
     return 1
-  crops = image_views(config).crops
-  return len(crops['crops']) if 'crops' in crops else config.views.get('views', 2)
+  views = image_views(config)
+  if 'crops' in views.crops:
+    return len(views.crops['crops'])
+  return config.views.get('views', 2 if 'views' in signature(_views_builder(config)) else 1)
+
+
+def _views_builder(config) -> Callable:
+  return find('views', config.views.name, modules(views))
 
 
 def defaults(config) -> list[tuple[str, Any]]:
   """(field, default) of everything that the named functions take and the config does not set."""
   choices = dict(
-    data=DATA, views=modules(views), head=HEADS, network=NETWORKS, method=modules(methods),
-    optimizer=optimizers.OPTIMIZERS)
+    data=DATA, views=modules(views), head=HEADS | LANGUAGE_HEADS, network=NETWORKS,
+    method=modules(methods), optimizer=optimizers.OPTIMIZERS)
   found = []
   for section, known in choices.items():
     spec = plain(config.get(section) or {})
@@ -208,7 +224,7 @@ def defaults(config) -> list[tuple[str, Any]]:
 AXES = (*BATCH_AXES, 'tensor')
 
 # Arguments that are no business of a config: build.py fills them in.
-NOT_IN_CONFIGS = ('on_batch', 'crops')
+NOT_IN_CONFIGS = ('on_batch', 'crops', 'training')
 
 REQUIRED = ('seed', 'data', 'batch_size', 'views', 'network', 'head', 'method', 'optimizer',
             'schedule')
@@ -310,6 +326,34 @@ def _check_labels(config, train) -> None:
                       f'{low} to {high}; use config.head.out={high + 1}')
 
 
+def _check_vocabulary(config, train) -> None:
+  """The network's table and the masks must know the tokens that the data have."""
+  known = getattr(train, 'vocabulary', None)
+  if known is None:
+    return
+  facts = dict(vocabulary=known.size, mask=known.mask, special=known.special)
+  sections = {'network': network_vocabulary(config)}
+  if config.views.name == 'masks':
+    sections['views'] = dict(config.views)
+    if known.mask is None:
+      raise ConfigError('the tokenizer of config.data has no mask token, which masks need; add one, '
+                        'or train a tokenizer with `python -m ssl_jax tokenizer train`')
+  for section, given in sections.items():
+    for name in sorted({*facts} & {*given}):
+      value, expected = plain(given[name]), facts[name]
+      fits = value >= expected if (section, name) == ('network', 'vocabulary') else value == expected
+      if not fits:
+        raise ConfigError(f'config.{section}.{name} is {value}, but the tokenizer of config.data has '
+                          f'{expected}; use config.{section}.{name}={expected}')
+
+
+def network_vocabulary(config) -> dict[str, int]:
+  """{'vocabulary': how many tokens the network knows}, {} for networks of images."""
+  backbone = call('network', config.network, NETWORKS)
+  architecture = getattr(backbone, 'architecture', None)
+  return {} if architecture is None else {'vocabulary': architecture.vocabulary}
+
+
 def _shards(mesh: Mesh) -> int:
   return math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
 
@@ -334,19 +378,31 @@ def _steps(config, per_epoch: int) -> int:
 
 
 def _schedule(config, steps: int, per_epoch: int) -> Callable:
+  def scaled(learning_rate: float, scaling: str | None) -> float:
+    return schedules.scale_learning_rate(learning_rate, batch_size=config.batch_size, rule=scaling)
+
+  def warmup(warmup_steps: int | None, warmup_epochs: float) -> int:
+    return round(warmup_epochs * per_epoch) if warmup_steps is None else warmup_steps
+
   def warmup_cosine(
       *, learning_rate: float, scaling: str | None = None, warmup_steps: int | None = None,
       warmup_epochs: float = 0.0, final: float = 0.0):
-    if warmup_steps is None:
-      warmup_steps = round(warmup_epochs * per_epoch)
-    peak = schedules.scale_learning_rate(learning_rate, batch_size=config.batch_size, rule=scaling)
-    return schedules.warmup_cosine(peak, steps=steps, warmup_steps=warmup_steps, final=final)
+    return schedules.warmup_cosine(
+      scaled(learning_rate, scaling), steps=steps, warmup_steps=warmup(warmup_steps, warmup_epochs),
+      final=final)
+
+  def warmup_linear(
+      *, learning_rate: float, scaling: str | None = None, warmup_steps: int | None = None,
+      warmup_epochs: float = 0.0, final: float = 0.0, form: str = 'after'):
+    return schedules.warmup_linear(
+      scaled(learning_rate, scaling), steps=steps, warmup_steps=warmup(warmup_steps, warmup_epochs),
+      final=final, form=form)
 
   def constant(*, learning_rate: float, scaling: str | None = None):
-    return schedules.constant(schedules.scale_learning_rate(
-      learning_rate, batch_size=config.batch_size, rule=scaling))
+    return schedules.constant(scaled(learning_rate, scaling))
 
-  return call('schedule', config.schedule, dict(warmup_cosine=warmup_cosine, constant=constant))
+  return call('schedule', config.schedule, dict(
+    warmup_cosine=warmup_cosine, warmup_linear=warmup_linear, constant=constant))
 
 
 def _abstract_batch(shape: Shape, size: int) -> dict[str, jax.ShapeDtypeStruct]:

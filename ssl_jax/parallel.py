@@ -39,6 +39,17 @@ def pmean(x: PyTree, axis_name: AxisName) -> PyTree:
   return x if axis_name is None else lax.pmean(x, axis_name)
 
 
+def as_varying(tree: PyTree, axis_name: AxisName) -> PyTree:
+  """`tree` as values that differ along the axis, as far as shard_map (check_vma=True) can tell.
+
+  The gradients that a custom rule returns must vary as its operands do, and the transpose of this
+  sums them. `lax.pcast` says the same, but not in vmap.
+  """
+  if axis_name is None:
+    return tree
+  return jax.tree.map(lambda x: x + (0 * axis_index(axis_name)).astype(x.dtype), tree)
+
+
 def axis_index(axis_name: AxisName) -> jax.Array | int:
   return 0 if axis_name is None else lax.axis_index(axis_name)
 

@@ -21,7 +21,7 @@ from jax.sharding import PartitionSpec
 from ssl_jax.parallel import Placement, inside, local, make_mesh, over, path_name
 from ssl_jax.train.checkpoint import Checkpoints
 from ssl_jax.train.step import init_state, make_program, make_train_step
-from ssl_jax.types import Batch, Method, PyTree, TrainState
+from ssl_jax.types import TEXT_INPUTS, Batch, Method, PyTree, TrainState
 
 Make = Callable[[Placement], Method]
 COLLECTIVE = re.compile(
@@ -92,7 +92,8 @@ def check_embed_is_pure(make: Make, batch: Batch) -> None:
   inputs = _inputs(batch)
   embed = jax.jit(method.embed)
   z = embed(ts.params, ts.state, inputs)
-  assert z.ndim == 2 and len(z) == len(inputs), f'embed gave {z.shape} for {inputs.shape}'
+  rows = len(jax.tree.leaves(inputs)[0])
+  assert z.ndim == 2 and len(z) == rows, f'embed gave {z.shape} for {rows} rows'
   np.testing.assert_array_equal(z, embed(ts.params, ts.state, inputs))
   if method.calibrate is not None:
     chex.assert_trees_all_equal_shapes_and_dtypes(
@@ -201,8 +202,13 @@ def _place(batch: Batch, devices: int) -> Batch:
 
 
 def _inputs(batch: Batch) -> jax.Array:
-  """Inputs of `embed`: the first view where a batch has views, else the first field."""
-  return batch['views'][:, 0] if 'views' in batch else next(iter(batch.values()))
+  """Inputs of `embed`: the first view where a batch has views, the tokens of text, else the first
+  field."""
+  if 'views' in batch:
+    return batch['views'][:, 0]
+  if 'tokens' in batch:
+    return {name: batch[name] for name in TEXT_INPUTS if name in batch}
+  return next(iter(batch.values()))
 
 
 def _to_float64(x):

@@ -11,6 +11,10 @@ Batch = Mapping[str, jax.Array]
 # A mesh (or pmap, vmap) axis, several of them (data x fsdp), or None: one device or the global view.
 AxisName = str | tuple[str, ...] | None
 
+# What a network for text sees of a batch, integers [B, T] each: tokens; sentence A or B; the position
+# within the document; the number of the document within the row, 0 for padding.
+TEXT_INPUTS = ('tokens', 'types', 'positions', 'segments')
+
 
 class Mode(NamedTuple):
   """How a network is run, handed down to every layer that behaves differently in training.
@@ -20,11 +24,13 @@ class Mode(NamedTuple):
     shard_map or vmap. None in the global view, where a mean over rows already is the global mean.
   momentum: replaces the momentum of running statistics; 0. leaves exactly this batch's statistics.
     Calibration runs so: the batch then is one group and one chunk, whatever training does.
+  mesh: of the global view, for kernels that the compiler cannot partition by itself.
   """
 
   train: bool = False
   axis_name: AxisName = None
   momentum: float | None = None
+  mesh: jax.sharding.Mesh | None = None
 
 
 class Network(NamedTuple):
@@ -35,11 +41,16 @@ class Network(NamedTuple):
     outputs are (representation [B, D], projection [B, P]).
   features: (params, state, x [B, ...], names) -> {name: array}, what the layers of these names give
     outside training, such as a stage's [B, H, W, C] or a block's tokens [B, T, D]; or None
+  readout: (params) -> (matrix [V, D], bias [V] or None), the output layer of a language model, by
+    which its method multiplies the projection; or None
+
+  `x` is an array, or a mapping of arrays [B, ...]. Everything returned has a row per example.
   """
 
   init: Callable[..., tuple[PyTree, PyTree]]
   apply: Callable[..., tuple[Any, PyTree]]
   features: Callable[..., Mapping[str, jax.Array]] | None = None
+  readout: Callable[[PyTree], tuple[jax.Array, jax.Array | None]] | None = None
 
 
 class Views(NamedTuple):
@@ -80,6 +91,8 @@ class Method(NamedTuple):
     alone (evaluation averages it over a pass); or None where there are no such statistics
   encoder: (params, state) -> (params, state) of the Network that `embed` runs; for features of
     inner layers, fine-tuning and export
+  measure: (params, state, batch) -> {name: (sum, weight)}, the objective on a prepared batch of
+    held-out data, outside training; `batch['weight']` [B] is 0 for rows that do not count; or None
 
   `state` holds everything that is not trained by gradient: running statistics, EMA targets, queues.
   """
@@ -91,6 +104,7 @@ class Method(NamedTuple):
   frozen: Callable[..., PyTree] | None = None
   calibrate: Callable[..., PyTree] | None = None
   encoder: Callable[[PyTree, PyTree], tuple[PyTree, PyTree]] = whole
+  measure: Callable[..., Mapping[str, tuple[jax.Array, jax.Array]]] | None = None
 
 
 class TrainState(NamedTuple):

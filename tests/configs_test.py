@@ -18,21 +18,31 @@ each_variant = pytest.mark.parametrize(
   'path, variant', VARIANTS, ids=[f'{path.stem}:{variant}' for path, variant in VARIANTS])
 
 
+def fields_of(config) -> dict[str, jax.ShapeDtypeStruct]:
+  """What an example of its data has."""
+  number = jax.ShapeDtypeStruct((), np.int32)
+  if config.network.name == 'transformer':
+    row = jax.ShapeDtypeStruct((config.data.length,), np.int32)
+    names = ['tokens', 'segments', 'positions', 'words']
+    pairs = config.data.get('pairs') is not None
+    return dict.fromkeys(names + ['types'] * pairs, row) | ({'next': number} if pairs else {})
+  side, channels = config.data.get('size', 28), 1 if config.data.name == 'fashion_mnist_12k' else 3
+  return {'image': jax.ShapeDtypeStruct((side, side, channels), np.uint8), 'label': number}
+
+
 @each_variant
 def test_can_be_built(path, variant):
   config = load_config(f'{path}:{variant}')
   arguments = schema.signature(schema.find('data', config.data.name, build.DATA))
   assert set(config.data) - {'name'} <= set(arguments)
-  side, channels = config.data.get('size', 28), 1 if config.data.name == 'fashion_mnist_12k' else 3
-  shape = build.Shape(10**6, {'image': jax.ShapeDtypeStruct((side, side, channels), np.uint8),
-                              'label': jax.ShapeDtypeStruct((), np.int32)})
-  experiment = build.embedder(config, shape)
+  experiment = build.embedder(config, build.Shape(10**6, fields_of(config)))
   keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), experiment.batch['id'].shape[0]))
   batch = jax.eval_shape(experiment.views.prepare, keys, experiment.batch)
   params, state = jax.eval_shape(experiment.method.init, jax.random.key(0), batch)
   jax.eval_shape(experiment.tx.init, params)
   assert experiment.steps >= 1
-  one_view = jax.eval_shape(lambda views: views[:, 0], batch['views'])
+  one_view = (jax.eval_shape(lambda views: views[:, 0], batch['views']) if 'views' in batch else
+              jax.eval_shape(experiment.views.inputs, experiment.batch))
   embedding = jax.eval_shape(experiment.method.embed, params, state, one_view)
   assert embedding.ndim == 2 and embedding.dtype == np.float32
 

@@ -10,6 +10,8 @@ import pytest
 
 from ssl_jax import build, testing
 from ssl_jax.cli.options import load_config
+from ssl_jax.data.batches import batches
+from ssl_jax.data.sources import RESERVED
 from ssl_jax.train.step import example_keys
 
 ROWS = 16
@@ -19,9 +21,16 @@ ROWS = 16
 def smoke(method):
   """(config, make, batch): the smoke variant, and 16 different real examples as it prepares them."""
   config = load_config(f'{CONFIGS[method]}:smoke')
-  raw = build.source(config).take(np.arange(ROWS))
+  raw = _raw(build.source(config, training=True))
   keys = example_keys(jax.random.key(0), np.zeros(ROWS, np.uint32), np.arange(ROWS, dtype=np.uint32))
   return config, partial(build.method, config), build.image_views(config).prepare(keys, raw)
+
+
+def _raw(source):
+  if hasattr(source, 'take'):
+    return source.take(np.arange(ROWS))
+  batch = next(batches(source, batch_size=ROWS, seed=0))
+  return {name: x for name, x in batch.items() if name not in RESERVED}
 
 
 def configs() -> dict[str, pathlib.Path]:

@@ -13,6 +13,7 @@ from ssl_jax import runs
 from ssl_jax.cli.material import material
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
+from ssl_jax.cli.text_evaluation import evaluate_text, is_text
 from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import DataError
 from ssl_jax.evals.health import health
@@ -48,6 +49,8 @@ def run(argv: list[str]) -> int:
   use_compilation_cache(args.cache_dir)
   began = time.monotonic()
   run = runs.load(args.workdir, step=args.step)
+  if is_text(run):
+    return _finish(args, _text(parser, run, names, args), began)
   data = runs.splits(run.config)
   classes = 1 + max(int(np.max(runs.labels(source, split)))
                     for source, split in zip(data, ('train', 'test')))
@@ -59,6 +62,19 @@ def run(argv: list[str]) -> int:
       result |= _named(run, data, classes, named, args)
   except ValueError as error:  # such as a class with fewer than ten examples
     raise DataError(f'these data cannot be evaluated: {error}') from error
+  return _finish(args, result, began)
+
+
+def _text(parser: Parser, run: runs.Run, names: list[str], args) -> dict:
+  if names != [FIXED]:
+    parser.error(f'--protocols: only {FIXED!r} is for text, the others look at images')
+  try:
+    return dict(step=run.step) | evaluate_text(run, args.seed, args.fractions)
+  except ValueError as error:
+    raise DataError(f'these data cannot be evaluated: {error}') from error
+
+
+def _finish(args, result: dict, began: float) -> int:
   seconds = round(time.monotonic() - began, 1)
   path = _write(pathlib.Path(args.workdir).expanduser() / runs.EVALUATION,
                 result | dict(seconds=seconds))

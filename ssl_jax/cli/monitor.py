@@ -1,16 +1,21 @@
-"""What training is worth while it runs: kNN accuracy now and then, and a watch for collapse."""
+"""What training is worth while it runs: kNN accuracy or the held-out objective now and then, and a
+watch for collapse."""
 
+import itertools
 import time
 from collections.abc import Callable
 
+from ssl_jax import build
 from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import ArraySource
 from ssl_jax.evals.health import collapse_verdict, health
 from ssl_jax.evals.knn import knn
-from ssl_jax.runs import calibrated, embed_split, labels, splits
+from ssl_jax.evals.objective import measure_all
+from ssl_jax.runs import calibrated, embed_split, feed, labels, splits
 from ssl_jax.types import TrainState
 
 SAMPLE = 500  # training examples on which health is measured
+HELD_OUT = 2048  # rows of held-out text on which the objective is measured
 
 
 class Monitor:
@@ -20,15 +25,23 @@ class Monitor:
     self._experiment, self._write, self._say = experiment, write, say
     self._workers = config.workers
     self._warned = False
-    self._splits = self._sample = None
-    if config.evaluate.every is not None:  # what cannot be evaluated is found now, not in an hour
+    self._splits = self._sample = self._held_out = None
+    if config.evaluate.every is None:
+      return
+    # What cannot be evaluated is found now, not in an hour.
+    if hasattr(experiment.source, 'documents'):
+      self._held_out = build.source(config, config.evaluate.test_split)
+    else:
       self._splits = splits(config)
       for source, name in zip(self._splits, ('train', 'test')):
         labels(source, name)
 
   def evaluate(self, step: int, ts: TrainState) -> None:
-    """kNN-20 of the test split on the train split, with calibrated normalisation."""
+    """kNN-20 of the test split on the train split, with calibrated normalisation; of text the
+    objective on the test split."""
     began = time.monotonic()
+    if self._held_out is not None:
+      return self._measure(step, ts, began)
     state = calibrated(self._experiment, ts.params, ts.state, self._splits.train, self._workers)
     (z, y), (q, t) = (embed_split(self._experiment, ts.params, state, source, self._workers)
                       for source in self._splits)
@@ -36,10 +49,20 @@ class Monitor:
     self._write(step, {'knn20': accuracy})
     self._say(f'step {step}: kNN-20 accuracy {accuracy:.4f} ({time.monotonic() - began:.1f} s)')
 
+  def _measure(self, step: int, ts: TrainState, began: float) -> None:
+    experiment, rows = self._experiment, 256
+    batches = itertools.islice(feed(self._held_out, experiment.mesh, rows=rows), HELD_OUT // rows)
+    found = measure_all(experiment.method.measure, ts.params, ts.state, batches,
+                        prepare=experiment.views.prepare)
+    self._write(step, {f'heldout_{name}': value for name, value in found.items()})
+    numbers = ', '.join(f'{name} {value:.4f}' for name, value in found.items())
+    self._say(f'step {step}: held-out {numbers} ({time.monotonic() - began:.1f} s)')
+
   def health(self, step: int, ts: TrainState) -> None:
     """Effective rank, spread and uniformity of the first training examples; warns of a collapse."""
     if self._sample is None:
       source = self._experiment.source
+      source = source.documents() if hasattr(source, 'documents') else source
       sample = next(in_order(source, batch_size=min(SAMPLE, len(source))))
       readable = sample.pop('weight') > 0
       self._sample = ArraySource({name: x[readable] for name, x in sample.items() if name != 'id'})

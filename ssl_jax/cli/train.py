@@ -88,6 +88,8 @@ def train(config, options: Options) -> int:
   progress = Progress(experiment.steps, start=step, batch_size=config.batch_size,
                       every=config.log_every)
   progress.say(_headline(config, experiment, step, ts))
+  if hasattr(experiment.source, 'report'):
+    progress.say(experiment.source.report())
   writers += _writers(options.workdir, step)
   profiler = Profiler(options.profile, options.workdir / 'profile')
 

@@ -47,7 +47,7 @@ def from_linen(module: nn.Module) -> Network:
       raise ValueError(f'unknown features {missing}{_known(missing[0], everything)}')
     return {name: found[name] for name in names}
 
-  return Network(init, apply, features)
+  return Network(init, apply, features, getattr(module, 'readout', None))
 
 
 def _intermediates(module: nn.Module, variables: PyTree, x: jax.Array,
@@ -166,8 +166,9 @@ def chunked(net: Network, rows: int, *, block: int = 1) -> Network:
   def apply(params, state, x, mode, *, key=None):
     if not mode.train or mode.momentum is not None:  # calibration: any number of rows
       return net.apply(params, state, x, mode, key=key)
-    _check_divides(len(x), rows)
-    count = len(x) // rows
+    batch = len(jax.tree.leaves(x)[0])
+    _check_divides(batch, rows)
+    count = batch // rows
     if count == 1:
       return net.apply(params, state, x, mode, key=key)
 
@@ -178,10 +179,10 @@ def chunked(net: Network, rows: int, *, block: int = 1) -> Network:
 
     keys = None if key is None else jax.random.split(key, count)
     outputs, states = jax.lax.map(lambda args: chunk(params, state, *args),
-                                  (_split(x, count, block), keys))
+                                  (jax.tree.map(lambda x: _split(x, count, block), x), keys))
     return jax.tree.map(lambda y: _join(y, block), outputs), jax.tree.map(_mean, states)
 
-  return Network(net.init, apply, net.features)
+  return net._replace(apply=apply)
 
 
 def _checkpoint(function: Callable) -> Callable:

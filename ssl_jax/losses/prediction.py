@@ -1,0 +1,244 @@
+"""Predicting tokens: softmax over a vocabulary that is never written out for all tokens.
+
+  logits_nv = h_n . e_v + b_v,     log p_n = logits_n,target - log sum_v exp(logits_nv)
+  loss = - sum_n w_n log p_n / sum_n w_n        over the tokens of all devices
+
+The vocabulary is walked in chunks: forward keeps a running maximum, sum and target logit of every
+token (online softmax, arXiv:1805.02867), backward computes each chunk's logits again from the
+log-sum-exp (as in arXiv:2411.09009). So memory holds tokens x chunk numbers, whatever the vocabulary.
+"""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from ssl_jax.parallel import as_varying, axis_index, axis_size, weighted_mean
+from ssl_jax.types import AxisName
+
+# Logits that a chunk may hold at once: 16 Mi, 64 MiB in float32, which a TPU's VMEM can hold.
+CHUNK_LOGITS = 1 << 24
+
+
+def masked_cross_entropy(
+    hidden: jax.Array, embedding: jax.Array, bias: jax.Array | None, targets: jax.Array,
+    weights: jax.Array, *, chunk: int | None = None, axis_name: AxisName = None,
+    vocabulary_axis: AxisName = None,
+) -> jax.Array:
+  """The mean cross-entropy of tokens against the vocabulary.
+
+  Args:
+    hidden: [..., D], the states from which tokens are predicted, such as [B, K, D] at K masked
+      positions of each row.
+    embedding: [V, D], the output layer; usually the input embedding (tied).
+    bias: [V] or None.
+    targets: integers [...] in [0, V). A target outside makes the loss NaN, if its weight is not 0.
+    weights: [...], 0 for slots that are not used. Devices may hold unequal sums.
+    chunk: entries of the vocabulary at a time; None takes what keeps a chunk's logits below
+      `CHUNK_LOGITS`. Values and gradients do not depend on it beyond rounding.
+    axis_name: the axis (or axes) over which tokens are spread, or None.
+    vocabulary_axis: the axis over which `embedding` and `bias` are spread: each device holds
+      consecutive rows of the vocabulary, `hidden` and the rest are equal along this axis. In pmap,
+      which does not know that, the gradient of `hidden` is this device's part: psum it.
+
+  Returns:
+    A scalar, sum(w * ce) / sum(w) over all devices, 0 where no token has weight; invariant over
+    `axis_name`. (google-research/bert adds 1e-5 to the denominator.)
+  """
+  return masked_prediction(hidden, embedding, bias, targets, weights, chunk=chunk,
+                           axis_name=axis_name, vocabulary_axis=vocabulary_axis)[0]
+
+
+def masked_prediction(
+    hidden: jax.Array, embedding: jax.Array, bias: jax.Array | None, targets: jax.Array,
+    weights: jax.Array, *, chunk: int | None = None, axis_name: AxisName = None,
+    vocabulary_axis: AxisName = None,
+) -> tuple[jax.Array, jax.Array]:
+  """(loss, accuracy): `masked_cross_entropy`, and the weighted share of tokens whose most probable
+  entry is their target (of equal ones the first), as MLPerf counts it."""
+  losses, hits = token_losses(hidden, embedding, bias, targets, weights, chunk=chunk,
+                              axis_name=axis_name, vocabulary_axis=vocabulary_axis)
+  return weighted_mean(losses, weights, axis_name), weighted_mean(hits, weights, axis_name)
+
+
+def token_losses(hidden, embedding, bias, targets, weights, **options) -> tuple[jax.Array, jax.Array]:
+  """(cross-entropy, 1 where the most probable entry is the target), [...] each, of every token with
+  weight; the first is 0 elsewhere. Arguments as `masked_cross_entropy`."""
+  log_p, best = token_log_probability(hidden, embedding, bias, targets, **options)
+  # Not weights * log_p: an unused slot may hold anything, and 0 * inf is NaN.
+  return jnp.where(weights != 0, -log_p, 0), (best == targets).astype(log_p.dtype)
+
+
+def token_sums(hidden, embedding, bias, targets, weights, *, chunk=None
+               ) -> dict[str, tuple[jax.Array, jax.Array]]:
+  """What `Method.measure` says of predicted tokens: {'loss', 'accuracy'}, each (sum, weight)."""
+  losses, hits = token_losses(hidden, embedding, bias, targets, weights, chunk=chunk)
+  total = jnp.sum(weights)
+  return {'loss': (jnp.sum(losses * weights), total), 'accuracy': (jnp.sum(hits * weights), total)}
+
+
+def token_log_probability(
+    hidden: jax.Array, embedding: jax.Array, bias: jax.Array | None, targets: jax.Array, *,
+    chunk: int | None = None, axis_name: AxisName = None, vocabulary_axis: AxisName = None,
+) -> tuple[jax.Array, jax.Array]:
+  """(log probability of the target, most probable entry) of every token.
+
+  Arguments as `masked_cross_entropy`.
+
+  Returns:
+    (float32 or wider [...], int32 [...]); the second carries no gradient.
+  """
+  chex.assert_equal_shape_prefix([hidden, targets], targets.ndim)
+  chex.assert_shape(embedding, (None, hidden.shape[-1]))
+  if bias is None:
+    bias = jnp.zeros(len(embedding), embedding.dtype)
+  hidden, shape = hidden.reshape(-1, hidden.shape[-1]), targets.shape
+  targets = targets.reshape(-1)
+  hidden = as_varying(hidden, vocabulary_axis)
+  # Gradients of the custom rule are those of this device's tokens and entries.
+  embedding, bias = as_varying((embedding, bias), axis_name)
+  chunk = _chunk_size(chunk, len(embedding), len(targets))
+  column = targets - jnp.asarray(axis_index(vocabulary_axis) * len(embedding), targets.dtype)
+  one_chunk = chunk == len(embedding)
+  pick = _at_once if one_chunk else partial(_chunked, chunk)
+  own, lse, *highest = pick(hidden, embedding, bias, as_varying(column, axis_name))
+  top, best = lax.stop_gradient(highest)
+  entries = len(embedding) * axis_size(vocabulary_axis)
+  if vocabulary_axis is not None:
+    own, lse, best = _joined(own, lse, top, best, len(embedding), vocabulary_axis)
+  known = (targets >= 0) & (targets < entries)
+  return jnp.where(known, own - lse, jnp.nan).reshape(shape), best.reshape(shape)
+
+
+def _joined(own, lse, top, best, entries, axis):
+  """What devices that hold parts of the vocabulary know together."""
+  highest = lax.pmax(lax.stop_gradient(lse), axis)
+  lse = highest + jnp.log(lax.psum(jnp.exp(lse - highest), axis))
+  everywhere = lax.pmax(top, axis)
+  number = best + axis_index(axis) * entries
+  nowhere = jnp.iinfo(number.dtype).max
+  best = -lax.pmax(-jnp.where(top == everywhere, number, nowhere), axis)
+  return lax.psum(own, axis), lse, best
+
+
+def _chunk_size(chunk: int | None, entries: int, tokens: int) -> int:
+  if chunk is None:
+    chunk = max(128, CHUNK_LOGITS // max(tokens, 1) // 128 * 128)
+  if chunk < 1:
+    raise ValueError(f'chunk must be at least 1, got {chunk}')
+  return min(chunk, entries)
+
+
+def _logits(hidden, embedding, bias):
+  """[N, D], [V, D], [V] -> [N, V] in float32 or wider."""
+  wide = jnp.promote_types(hidden.dtype, jnp.float32)
+  logits = jnp.einsum('nd,vd->nv', hidden, embedding.astype(hidden.dtype), preferred_element_type=wide,
+                      precision=_precision(hidden))
+  return logits + bias.astype(wide)[None]
+
+
+def _precision(x: jax.Array):
+  """HIGHEST: accelerators round float32 operands by default. bfloat16 has nothing to lose."""
+  return lax.Precision.HIGHEST if jnp.finfo(x.dtype).bits >= 32 else None
+
+
+def _at_once(hidden, embedding, bias, column):
+  """As `_chunked` with one chunk: what is stored is cheaper than computing it twice."""
+  logits = _logits(hidden, embedding, bias)
+  fixed = lax.stop_gradient(logits)
+  return (_picked(logits, column), jax.nn.logsumexp(logits, axis=1), jnp.max(fixed, axis=1),
+          _argmax(fixed))
+
+
+def _picked(logits, column):
+  """logits [N, V] at column [N], 0 where that is outside."""
+  inside = (column >= 0) & (column < logits.shape[1])
+  picked = jnp.take_along_axis(logits, column[:, None], axis=1, mode='clip')[:, 0]
+  return jnp.where(inside, picked, 0)
+
+
+def _argmax(logits):
+  return jnp.argmax(logits, axis=1).astype(jnp.int32)
+
+
+# --- in chunks ------------------------------------------------------------------------------------
+
+
+def _walk(embedding, bias, chunk, body, carry):
+  """Runs `body(carry, entries, bias, start, fresh)` over chunks of the vocabulary.
+
+  The last chunk is moved back to end with the vocabulary; `fresh` says which of its entries have not
+  been seen. So any number of entries is walked without a padded copy.
+  """
+  total = len(embedding)
+
+  def step(i, carry):
+    start = jnp.minimum(i * chunk, total - chunk)
+    fresh = start + jnp.arange(chunk) >= i * chunk
+    return body(carry, lax.dynamic_slice_in_dim(embedding, start, chunk),
+                lax.dynamic_slice_in_dim(bias, start, chunk), start, fresh)
+
+  return lax.fori_loop(0, -(-total // chunk), step, carry)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _chunked(chunk, hidden, embedding, bias, column):
+  """[N, D], [V, D], [V], [N] -> the logit of `column` (0 where that is none of the V), the
+  log-sum-exp of all, the highest and its number: [N] each. The last two carry no gradient."""
+  return _chunked_forward(chunk, hidden, embedding, bias, column)[0]
+
+
+def _chunked_forward(chunk, hidden, embedding, bias, column):
+  def body(carry, entries, b, start, fresh):
+    top, total, own, best = carry
+    logits = jnp.where(fresh[None], _logits(hidden, entries, b), -jnp.inf)
+    highest = jnp.max(logits, axis=1)
+    new_top = jnp.maximum(top, highest)
+    total = total * jnp.exp(top - new_top) + jnp.sum(jnp.exp(logits - new_top[:, None]), axis=1)
+    # In the part of the last chunk that was seen before the logits are -inf.
+    picked = _picked(logits, column - start)
+    own = own + jnp.where(jnp.isneginf(picked), 0, picked)
+    best = jnp.where(highest > top, start + _argmax(logits), best)
+    return new_top, total, own, best
+
+  # Made of all operands, so that the carry varies over the axes that they do.
+  wide = jnp.promote_types(hidden.dtype, jnp.float32)
+  zero = (jnp.zeros_like(hidden[:, 0], wide) + jnp.zeros_like(bias[0], wide)
+          + jnp.zeros_like(column, wide))
+  top, total, own, best = _walk(
+    embedding, bias, chunk, body, (zero - jnp.inf, zero, zero, zero.astype(jnp.int32)))
+  lse = top + jnp.log(total)
+  return (own, lse, top, best), (hidden, embedding, bias, column, lse)
+
+
+def _chunked_backward(chunk, saved, cotangents):
+  hidden, embedding, bias, column, lse = saved
+  g_own, g_lse = cotangents[:2]
+
+  def body(carry, entries, b, start, fresh):
+    d_hidden, d_embedding, d_bias = carry
+    p = jnp.exp(_logits(hidden, entries, b) - lse[:, None])
+    own = (column - start)[:, None] == jnp.arange(chunk)[None]
+    d_logits = jnp.where(fresh[None], g_own[:, None] * own + g_lse[:, None] * p, 0)
+    narrow = d_logits.astype(hidden.dtype)
+    product = partial(jnp.einsum, preferred_element_type=d_hidden.dtype,
+                      precision=_precision(hidden))
+    d_hidden += product('nv,vd->nd', narrow, entries.astype(hidden.dtype))
+    d_embedding = _added(d_embedding, product('nv,nd->vd', narrow, hidden), start)
+    return d_hidden, d_embedding, _added(d_bias, jnp.sum(d_logits, axis=0), start)
+
+  zeros = (jnp.zeros_like(hidden, lse.dtype) + jnp.zeros_like(lse)[:, None],
+           jnp.zeros_like(embedding), jnp.zeros_like(bias))
+  d_hidden, d_embedding, d_bias = _walk(embedding, bias, chunk, body, zeros)
+  return d_hidden.astype(hidden.dtype), d_embedding, d_bias, None
+
+
+def _added(x, part, start):
+  """x [V, ...] with `part` added from row `start` on."""
+  part = part.astype(x.dtype) + lax.dynamic_slice_in_dim(x, start, len(part))
+  return lax.dynamic_update_slice_in_dim(x, part, start, 0)
+
+
+_chunked.defvjp(_chunked_forward, _chunked_backward)
