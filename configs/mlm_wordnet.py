@@ -22,7 +22,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.seed = 0
   config.data = dict(name='wordnet_glosses', split='train', length=32 if smoke else 128)
   config.batch_size = 16 if smoke else 256 if local else 32
-  config.steps = 4 if smoke else 20_000 if local else 1200
+  config.steps = 4 if smoke else 20_000 if local else 1000
   config.views = dict(name='masks', profile='bert_tf2018', vocabulary=VOCABULARY, mask=MASK,
                       special=SPECIAL)
   config.network = dict(name='transformer', architecture='bert_mini', vocabulary=VOCABULARY,

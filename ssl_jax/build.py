@@ -17,6 +17,7 @@ from ssl_jax import methods, views
 from ssl_jax.data import array_records, folders, sources, tensorflow_datasets, token_sources
 from ssl_jax.data.batches import batches
 from ssl_jax.data.sources import RESERVED
+from ssl_jax.data.tokenize import Tokenizer, load
 from ssl_jax.models import convnet, heads, language_heads, mlp, resnet, transformer, vit
 from ssl_jax.models.network import chunked, fixed_parameters, from_linen, with_head
 from ssl_jax.models.norm import BatchNormPolicy
@@ -36,9 +37,10 @@ from ssl_jax.train import optimizers, schedules
 from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
 
+TEXT = functions(token_sources)
 DATA = {**functions(sources), 'image_folder': folders.image_folder,
         'tfds': tensorflow_datasets.tfds, 'array_record': array_records.array_record,
-        **functions(token_sources)}
+        **TEXT}
 NETWORKS = {**functions(resnet), **functions(convnet), **functions(vit),
             'transformer': transformer.transformer}
 HEADS = {**functions(mlp), **functions(heads)}
@@ -148,6 +150,18 @@ def source(config, split: str | None = None, crops: Mapping[str, Any] | None = N
   return call('data', spec, DATA, **{key: value for key, value in given.items() if key in takes})
 
 
+def tokenizer(config) -> Tokenizer | None:
+  """What turned the text of `config.data` into tokens; None where the data are no text.
+
+  Raises:
+    FileNotFoundError, DataError: it is not there any more, or damaged.
+  """
+  data = plain(config.data)
+  if data.get('name') not in TEXT:
+    return None
+  return load(data.get('tokenizer') or data.get('path') or token_sources.WORDNET_VOCABULARY)
+
+
 def image_views(config) -> Views:
   return call('views', config.views, modules(views))
 
@@ -171,8 +185,19 @@ def _module(config):
 
 def method(config, on_batch: Placement = local) -> Method:
   """The method, with its loss head placed by `on_batch`."""
-  made = call('method', config.method, modules(methods), network(config), on_batch=on_batch)
+  spec = plain(config.method)
+  known = signature(find('method', spec['name'], modules(methods))) if 'name' in spec else {}
+  # Networks beside that of config.network are sections of their own.
+  others = {key: _second_network(f'method.{key}', spec.pop(key)) for key, parameter in known.items()
+            if parameter.annotation is Network and key in spec}
+  made = call('method', spec, modules(methods), network(config), on_batch=on_batch, **others)
   return _freeze(made, _module(config))
+
+
+def _second_network(section: str, spec) -> Network:
+  """{'name': 'transformer', ...} as a network with the head of a masked language model."""
+  backbone = call(section, spec, {'transformer': transformer.transformer})
+  return from_linen(transformer.LanguageModel(backbone, language_heads.masked_lm()))
 
 
 def _freeze(made: Method, module) -> Method:

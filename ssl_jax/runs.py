@@ -2,6 +2,7 @@
 
   workdir/config.json         the config of the run
   workdir/example.json        shapes of the data, so that a run can be used without them
+  workdir/tokenizer/          of a run on text
   workdir/checkpoints/<step>  see ssl_jax.train.checkpoint
   workdir/metrics.jsonl       see ssl_jax.train.metrics
   workdir/starts.jsonl        command, revision, versions of every start
@@ -20,6 +21,9 @@ from ml_collections import ConfigDict
 from ssl_jax import build
 from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import Source
+from ssl_jax.data.tokenize import Tokenizer
+from ssl_jax.data.tokenize import load as load_tokenizer
+from ssl_jax.evals import texts
 from ssl_jax.evals.features import calibrate, embed_all
 from ssl_jax.parallel import batch_axes, batch_sharding, local_rows, to_global
 from ssl_jax.schema import ConfigError
@@ -27,8 +31,8 @@ from ssl_jax.train.checkpoint import CheckpointError, Checkpoints
 from ssl_jax.train.step import make_program
 from ssl_jax.types import Method, PyTree, TrainState
 
-CONFIG, EXAMPLE, CHECKPOINTS, METRICS, EVALUATION = (
-  'config.json', 'example.json', 'checkpoints', 'metrics.jsonl', 'evaluation.json')
+CONFIG, EXAMPLE, TOKENIZER, CHECKPOINTS, METRICS, EVALUATION = (
+  'config.json', 'example.json', 'tokenizer', 'checkpoints', 'metrics.jsonl', 'evaluation.json')
 
 
 class Run(NamedTuple):
@@ -40,7 +44,9 @@ class Run(NamedTuple):
     method: pure functions; `method.embed(params, state, inputs)`.
     step: of the checkpoint.
     params, state: of the method; `variables` in Flax's words.
-    embed: images uint8 [N, H, W, C] -> representations float32 [N, D], as NumPy arrays.
+    embed: images uint8 [N, H, W, C], or a list of N texts -> representations float32 [N, D], as
+      NumPy arrays.
+    tokenizer: of a run on text.
   """
 
   config: ConfigDict
@@ -50,10 +56,20 @@ class Run(NamedTuple):
   params: PyTree
   state: PyTree
   embed: Callable[[np.ndarray], np.ndarray]
+  tokenizer: Tokenizer | None = None
 
   @property
   def variables(self) -> dict[str, PyTree]:
     return {'params': self.params, 'state': self.state}
+
+  def fill_masks(self, text: str, count: int = 5) -> list[list[texts.Guess]]:
+    """The `count` most probable tokens for each '[MASK]' in `text`, of a masked language model."""
+    network = build.network(self.config)
+    if self.tokenizer is None or network.readout is None:
+      raise ValueError(f'{self.config.method.name} is no language model')
+    params, state = self.method.encoder(self.params, self.state)
+    return texts.fill_masks(network, params, state, self.tokenizer, text, count=count,
+                            length=self.config.data.get('length', 128))
 
 
 def read_config(workdir: str | pathlib.Path) -> ConfigDict:
@@ -73,6 +89,9 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
 
 def write_config(workdir: pathlib.Path, config, shape: build.Shape) -> None:
   """What `load` needs besides a checkpoint."""
+  if (tokenizer := build.tokenizer(config)) is not None:
+    (workdir / TOKENIZER).mkdir(exist_ok=True)
+    tokenizer.save(workdir / TOKENIZER / 'tokenizer.json')
   (workdir / CONFIG).write_text(config.to_json(indent=2) + '\n')
   fields = {name: [str(x.dtype), list(x.shape)] for name, x in shape.fields.items()}
   (workdir / EXAMPLE).write_text(json.dumps({'length': shape.length, 'fields': fields}) + '\n')
@@ -112,8 +131,12 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) 
                 (step, checkpoints.restore(step, abstract)))
   except ValueError as error:  # the code has changed since, or config.json was edited
     raise CheckpointError(f'{workdir}: {error}') from error
-  return Run(config, experiment, experiment.method, step, ts.params, ts.state,
-             _embedder(experiment, ts.params, ts.state))
+  made = config, experiment, experiment.method, step, ts.params, ts.state
+  if not (folder / TOKENIZER).is_dir():
+    return Run(*made, _embedder(experiment, ts.params, ts.state))
+  tokenizer = load_tokenizer(folder / TOKENIZER)
+  return Run(*made, texts.embedder(experiment.method.embed, ts.params, ts.state, tokenizer,
+                                   config.data.get('length', 128)), tokenizer)
 
 
 def initial_state(run: Run) -> TrainState:

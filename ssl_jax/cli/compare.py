@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from ssl_jax import build, runs
+from ssl_jax.cli import reference
 from ssl_jax.cli.options import Parser, fields
 from ssl_jax.data.sources import DataError
 from ssl_jax.evals.aggregate import (
@@ -28,7 +29,8 @@ from ssl_jax.train.metrics import duration, read_lines
 
 DESCRIPTION = '''Prints, for runs and folders of `sweep`: accuracies (mean ± standard deviation over
 seeds, from three seeds on the 95 % t-interval), training, health, differences paired by seed, and
-the fields in which the configs differ. Says in words what is not comparable.'''
+the fields in which the configs differ. Says in words what is not comparable. With --workdir: whether
+one run trains as its reference does.'''
 
 SWEEP = 'sweep.json'  # see ssl_jax.cli.sweep
 GAIN = 'labels10_gain'
@@ -89,9 +91,19 @@ def run(argv: list[str]) -> int:
   parser = Parser('compare', DESCRIPTION)
   parser.add_argument('runs', nargs='*', metavar='RUN', help='folders of runs or of sweeps')
   parser.add_argument('--out', metavar='FILE.md', help='write it to a file too')
+  parser.add_argument('--workdir', metavar='RUN', help='does the curve of this run lie in the band '
+                      'of its reference? Exit code 1 if not')
+  parser.add_argument('--reference', metavar='FILE.json', help='the reference curve; default the one '
+                      'in configs/curves that fits the config of the run')
+  parser.add_argument('--write_reference', metavar='FILE.json', help='make a reference curve of RUN '
+                      '..., which differ in their seed')
   args, _ = parser.read(argv)
+  if args.workdir:
+    return reference.check(args.workdir, args.reference)
   if not args.runs:
-    parser.error('needs the folders of runs or of sweeps')
+    parser.error('needs the folders of runs or of sweeps, or --workdir=RUN')
+  if args.write_reference:
+    return reference.write(args.runs, args.write_reference)
   text = page(gather([pathlib.Path(name).expanduser() for name in args.runs]))
   print(text)
   if args.out:
@@ -269,7 +281,7 @@ def training_table(named: Sequence[tuple[str, Outcome]]) -> str:
       *(form(one.training[key]) if key in one.training else '-' for key, form in forms.items()),
       *(f'{one.health[key]:.3f}' if key in one.health and step == one.step else '-'
         for key in HEALTH)])
-  return markdown(['', 'steps', 'final loss', 'time', 'images/s', *HEALTH.values()], rows)
+  return markdown(['', 'steps', 'final loss', 'time', 'examples/s', *HEALTH.values()], rows)
 
 
 def config_table(found: Sequence[Group]) -> str:

@@ -35,7 +35,7 @@ SHORT = 0.1
 # A report on pairs looks at so many rows.
 SAMPLE = 256
 
-_WORDNET_VOCABULARY = pathlib.Path(__file__).parent / 'embedded' / 'wordnet_glosses' / 'vocab.txt'
+WORDNET_VOCABULARY = pathlib.Path(__file__).parent / 'embedded' / 'wordnet_glosses' / 'vocab.txt'
 
 Fields = dict[str, np.ndarray]
 Pairing = Literal['nsp', 'sop'] | None
@@ -474,7 +474,7 @@ def wordnet_glosses(*, split: str = 'train', tokenizer: str | None = None, lengt
   """
   _check(pack, pairs)
   corpus = corpora.wordnet_glosses(split=split)
-  return _rows_of(corpus, tokenizer or str(_WORDNET_VOCABULARY), length, pack, pairs, training)
+  return _rows_of(corpus, tokenizer or str(WORDNET_VOCABULARY), length, pack, pairs, training)
 
 
 def text_files(*, path: str, split: str = 'train', documents: Literal['line', 'blank'] = 'line',

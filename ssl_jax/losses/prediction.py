@@ -123,6 +123,41 @@ def _joined(own, lse, top, best, entries, axis):
   return lax.psum(own, axis), lse, best
 
 
+def sample_tokens(
+    key: jax.Array, hidden: jax.Array, embedding: jax.Array, bias: jax.Array | None, *,
+    chunk: int | None = None, axis_name: AxisName = None,
+) -> jax.Array:
+  """Entries drawn from softmax(logits), int32 [B, K], by the Gumbel-max trick over chunks.
+
+  Args:
+    key: what row i of the global batch draws depends on (key, i) alone, whatever the devices.
+    hidden: [B, K, D]; embedding, bias, chunk, axis_name: as `masked_cross_entropy`.
+  """
+  rows, count = hidden.shape[:2]
+  numbers = jnp.arange(rows, dtype=jnp.uint32)
+  numbers = numbers + jnp.asarray(axis_index(axis_name) * rows, jnp.uint32)
+  keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
+  if bias is None:
+    bias = jnp.zeros(len(embedding), embedding.dtype)
+  hidden = hidden.reshape(rows * count, -1)
+  chunk = _chunk_size(chunk, len(embedding), rows * count)
+
+  def body(carry, entries, b, start, fresh):
+    top, best = carry
+    part = jax.vmap(lambda k: jax.random.gumbel(jax.random.fold_in(k, start), (count, chunk)))(keys)
+    logits = _logits(hidden, entries, b)
+    logits = jnp.where(fresh[None], logits + part.reshape(logits.shape).astype(logits.dtype), -jnp.inf)
+    highest = jnp.max(logits, axis=1)
+    best = jnp.where(highest > top, start + _argmax(logits), best)
+    return jnp.maximum(top, highest), best
+
+  # Made of all operands, so that the carry varies over the axes that they do.
+  zero = jnp.zeros_like(hidden[:, 0], jnp.promote_types(hidden.dtype, jnp.float32))
+  zero = zero + jnp.zeros_like(bias[0], zero.dtype)
+  _, best = _walk(embedding, bias, chunk, body, (zero - jnp.inf, zero.astype(jnp.int32)))
+  return lax.stop_gradient(best.reshape(rows, count))
+
+
 def _chunk_size(chunk: int | None, entries: int, tokens: int) -> int:
   if chunk is None:
     chunk = max(128, CHUNK_LOGITS // max(tokens, 1) // 128 * 128)

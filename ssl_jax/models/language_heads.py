@@ -53,6 +53,24 @@ def masked_lm_and_sentence(*, dtype: Any = None) -> nn.Module:
   return MaskedLM(True, 2, True, dtype)
 
 
+class ReplacedToken(nn.Module):
+  """h -> w . gelu(W h): one logit per token."""
+
+  dtype: Any
+
+  @nn.compact
+  def __call__(self, tokens: jax.Array, first: jax.Array, a: Architecture, mode: Mode):
+    hidden = nn.gelu(dense(a, a.width, self.dtype, 'dense')(tokens),
+                     approximate=a.activation == 'gelu_tanh')
+    logits = dense(a, 1, self.dtype, 'logit')(hidden)[..., 0]
+    return logits.astype(jnp.promote_types(logits.dtype, jnp.float32))
+
+
+def replaced_token(*, dtype: Any = None) -> nn.Module:
+  """ELECTRA's discriminator: has this token been replaced?"""
+  return ReplacedToken(dtype)
+
+
 def tied(*, dtype: Any = None) -> nn.Module:
   """GPT-2's: nothing between the tokens and the tied output layer, no bias."""
   return MaskedLM(False, 0, False, dtype)

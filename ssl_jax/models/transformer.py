@@ -357,8 +357,9 @@ def pooled(h: jax.Array, x: Mapping[str, jax.Array], pool: str) -> jax.Array:
 def transformer(
     *, architecture: str = 'bert_base', vocabulary: int | None = None, width: int | None = None,
     depth: int | None = None, heads: int | None = None, hidden: int | None = None,
-    length: int | None = None, types: int | None = None, dropout: float | None = None,
-    attention_dropout: float | None = None, activation: str | None = None,
+    length: int | None = None, types: int | None = None, embedding: int | None = None,
+    dropout: float | None = None, attention_dropout: float | None = None,
+    activation: str | None = None,
     pool: Literal['mean', 'token', 'last'] = 'mean', attention: str = 'auto', scan: bool = False,
     remat: Literal['full', 'dots'] | None = None, dtype: Any = None,
 ) -> nn.Module:
@@ -366,9 +367,9 @@ def transformer(
 
   Args:
     architecture: a name in `ARCHITECTURES`.
-    vocabulary, width, depth, heads, hidden, length, types, dropout, attention_dropout, activation:
-      replace those of the architecture, see `Architecture`; `hidden` follows a new `width` in the
-      same proportion.
+    vocabulary, width, depth, heads, hidden, length, types, embedding, dropout, attention_dropout,
+      activation: replace those of the architecture, see `Architecture`; `hidden` follows a new
+      `width` in the same proportion.
     pool: what `embed` returns for a row: 'mean' of its tokens, its first 'token', or the 'last'.
     attention: 'auto', 'plain', 'xla', 'cudnn' or 'splash', see `ssl_jax.models.attention`.
     scan: one block in a loop over stacked parameters, which compiles `depth` times faster; not with
@@ -386,7 +387,8 @@ def transformer(
     hidden = a.hidden * width // a.width
   given = dict(
     vocabulary=vocabulary, width=width, depth=depth, heads=heads, hidden=hidden, length=length,
-    types=types, dropout=dropout, attention_dropout=attention_dropout, activation=activation)
+    types=types, embedding=embedding, dropout=dropout, attention_dropout=attention_dropout,
+    activation=activation)
   a = a._replace(**{name: value for name, value in given.items() if value is not None})
   _check(a, pool, attention, scan)
   return Transformer(a, pool, attention, scan, remat, dtype)

@@ -339,7 +339,7 @@ def test_sentences_are_joined_by_a_space():
 
 def test_the_glosses_waste_little_and_report_it():
   source = wordnet_glosses(split='test')
-  assert source.vocabulary == load(token_sources._WORDNET_VOCABULARY).vocabulary
+  assert source.vocabulary == load(token_sources.WORDNET_VOCABULARY).vocabulary
   plan = source._plan(0, 0)
   assert packing.waste(plan, source._lengths, 128) <= 0.03
   assert packing.left_out(plan, source._lengths) <= 0.03
