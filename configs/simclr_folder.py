@@ -1,6 +1,6 @@
 """SimCLR on your own photographs: a folder of JPEG, PNG or WebP files of any size.
 
-  python -m ssl_jax train --config=configs/simclr_folder.py --workdir=runs/photos \\
+  python -m ssl_jax train --config=configs/simclr_folder.py --workdir=runs/photos \
       --config.data.path=photos
   python -m ssl_jax embed --workdir=runs/photos --split=train --output=features.npz
 

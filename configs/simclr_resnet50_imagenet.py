@@ -1,6 +1,6 @@
 """SimCLR on ImageNet with ResNet-50 as in the paper (arXiv:2002.05709): batch 4096, LARS.
 
-  python -m ssl_jax train --config=configs/simclr_resnet50_imagenet.py --workdir=runs/r50 \\
+  python -m ssl_jax train --config=configs/simclr_resnet50_imagenet.py --workdir=runs/r50 \
       --config.data.path='/data/imagenet/{split}'
   ... --config=configs/simclr_resnet50_imagenet.py:1000 ...          1000 epochs instead of 100
 

@@ -1,6 +1,6 @@
 """SimCLR on ImageNet with a ViT-S/16: the frame of MoCo v3's study of ViTs (arXiv:2104.02057).
 
-  python -m ssl_jax train --config=configs/simclr_vit_s16_imagenet.py --workdir=runs/vit_s16 \\
+  python -m ssl_jax train --config=configs/simclr_vit_s16_imagenet.py --workdir=runs/vit_s16 \
       --config.data.path='/data/imagenet/{split}'
 
 Data: a folder per class of JPEGs in /data/imagenet/train and /data/imagenet/test, or shards made by

@@ -1,6 +1,6 @@
 """Supervised ResNet-50 on ImageNet: the upper line of every table, on the same step and network.
 
-  python -m ssl_jax train --config=configs/supervised_resnet50_imagenet.py --workdir=runs/sup_r50 \\
+  python -m ssl_jax train --config=configs/supervised_resnet50_imagenet.py --workdir=runs/sup_r50 \
       --config.data.path='/data/imagenet/{split}'
 
 Data: a folder per class of JPEGs in /data/imagenet/train and /data/imagenet/test, or shards made by

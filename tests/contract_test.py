@@ -34,9 +34,9 @@ def _raw(source):
 
 
 def configs() -> dict[str, pathlib.Path]:
-  """One config of each method, the demo's data if it has such a one: their smoke variants are small."""
+  """One config of each method, on data that ship if it has one: their smoke variants are small."""
   paths = sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'),
-                 key=lambda path: ('fashion_mnist' in path.stem, path.stem))
+                 key=lambda path: (path.stem.endswith(('fashion_mnist', 'wordnet')), path.stem))
   return {load_config(f'{path}:smoke').method.name: path for path in paths}
 
 

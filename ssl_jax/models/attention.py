@@ -70,7 +70,8 @@ def _by_platform(q, k, v, seen, mesh):
     return _splash(q, k, v, mesh=mesh, **seen)
 
   choices = {}
-  if q.dtype in (jnp.bfloat16, jnp.float16):
+  # Tracing it asks for cuDNN, which is only where a GPU is: programs compiled elsewhere go without.
+  if q.dtype in (jnp.bfloat16, jnp.float16) and jax.default_backend() == 'gpu':
     choices['cuda'] = cudnn
   if q.shape[1] >= SPLASH_LENGTH and q.shape[1] % 128 == 0 and q.shape == k.shape:
     choices['tpu'] = splash
