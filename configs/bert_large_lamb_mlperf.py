@@ -37,7 +37,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.head = dict(name='masked_lm', dtype=config.network.dtype)
   config.method = dict(name='masked_lm')
   config.optimizer = dict(name='lamb', b1=0.60466, b2=0.85437, epsilon=1e-6, weight_decay=0.1,
-                          clip_norm=1.0)
+                          split_qkv=True, clip_norm=1.0)
   config.schedule = dict(name='warmup_linear', form='from_start', learning_rate=9.6e-4,
                          warmup_steps=0)
   config.checkpoint = dict(every=2 if smoke else 500, keep=3)

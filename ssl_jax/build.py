@@ -80,6 +80,9 @@ class Experiment(NamedTuple):
       return make_program(
         self.method, self.tx, self.batch, seed=config.seed, mesh=self.mesh,
         prepare=self.views.prepare, rules=config.sharding)
+    except KeyError as error:  # a method of images with text, or the other way round
+      raise ConfigError(f'config.method {config.method.name} needs the field {error}, which '
+                        f'config.views {config.views.name} does not give') from error
     except (ValueError, TypeError, AssertionError) as error:
       fields = ', '.join(f'{name} {x.dtype}{list(x.shape)}' for name, x in self.batch.items())
       raise ConfigError(f'config and data do not fit together: {error} (a batch is {fields})'

@@ -92,7 +92,7 @@ def run(argv: list[str]) -> int:
   parser.add_argument('runs', nargs='*', metavar='RUN', help='folders of runs or of sweeps')
   parser.add_argument('--out', metavar='FILE.md', help='write it to a file too')
   parser.add_argument('--workdir', metavar='RUN', help='does the curve of this run lie in the band '
-                      'of its reference? Exit code 1 if not')
+                      'of its reference? Exit code 4 if not')
   parser.add_argument('--reference', metavar='FILE.json', help='the reference curve; default the one '
                       'in configs/curves that fits the config of the run')
   parser.add_argument('--write_reference', metavar='FILE.json', help='make a reference curve of RUN '

@@ -24,9 +24,9 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--workdir', metavar='FOLDER', help='a run')
   parser.add_argument('--output', metavar='FILE', help='.npz or .safetensors')
   parser.add_argument('--split', default='test', help="which split of the run's own data")
-  parser.add_argument('--data', metavar='FILE', help='other images: a folder of JPEG, PNG, ... files; '
-                      ".npz with uint8 [N, H, W, C] under 'image', .npy, or a folder of .npy files; other "
-                      'texts: a file with a text per line')
+  parser.add_argument('--data', metavar='FILE', help='other images: a folder of JPEG, PNG, ... '
+                      "files; .npz with uint8 [N, H, W, C] under 'image', .npy, or a folder of .npy "
+                      'files; other texts: a file with a text per line')
   parser.add_argument('--step', type=int, help='which checkpoint; default the newest')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache')
   args, _ = parser.read(argv)

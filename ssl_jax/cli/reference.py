@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 
 from ssl_jax import runs
+from ssl_jax.cli import NUMERICS
 from ssl_jax.cli.options import fields
 from ssl_jax.data.sources import DataError
 from ssl_jax.evals.reference_curve import EVERY, differences, judge, make
@@ -38,7 +39,7 @@ def write(folders: Sequence[str], out: str, every: int = EVERY) -> int:
 
 
 def check(workdir: str, reference: str | None) -> int:
-  """Prints each point beside its band. Returns 0 if the run lies in it, 1 if not."""
+  """Prints each point beside its band. Returns the exit code: 0 if the run lies in it."""
   folder = pathlib.Path(workdir).expanduser()
   config, lines = _plain(runs.read_config(folder)), read_lines(folder / runs.METRICS)
   file = pathlib.Path(reference).expanduser() if reference else _find(config)
@@ -58,7 +59,7 @@ def check(workdir: str, reference: str | None) -> int:
   if outside:
     print(f'{folder} leaves the band of {file}: {len(outside)} of {len(points)} points, the first at '
           f'step {outside[0].step} ({outside[0].name})')
-    return 1
+    return NUMERICS
   print(f'{folder} lies in the band of {file}: {len(points)} points up to step {points[-1].step}')
   return 0
 

@@ -67,15 +67,15 @@ def make(runs: Sequence[Lines], *, config: Mapping[str, Any], every: int,
   tables = [sampled(lines, every) for lines in runs]
   curves = {}
   for name in NAMES:
-    if not all(name in table for table in tables):
+    steps = sorted(set.intersection(*(set(table.get(name, ())) for table in tables)))
+    if not steps:
       continue
-    steps = sorted(set.intersection(*(set(table[name]) for table in tables)))
     values = np.array([[table[name][step] for step in steps] for table in tables])
     spread = float(np.sqrt(np.mean(values.var(axis=0, ddof=1))))
     mean = values.mean(axis=0)
     curves[name] = dict(steps=steps, mean=[round(float(x), 5) for x in mean],
                         band=[round(max(WIDTH * spread, FLOOR * abs(float(x))), 5) for x in mean])
-  if not curves or not any(curve['steps'] for curve in curves.values()):
+  if not curves:
     raise ValueError(f'the runs have none of {", ".join(NAMES)} at multiples of {every} steps')
   kept = {key: value for key, value in config.items() if key.split('.')[0] not in FREE}
   return dict(about=dict(about), seeds=len(runs), every=every, config=kept, curves=curves)

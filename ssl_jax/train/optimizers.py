@@ -119,6 +119,15 @@ def _norm(x: jax.Array, stacked: bool) -> jax.Array:
   return jnp.sqrt(jnp.sum(jnp.square(x), axes, keepdims=True))
 
 
+def _norms(x: jax.Array, name: str, split_qkv: bool) -> jax.Array:
+  """`_norm` of the leaf of this name; of a fused q, k and v three norms, each where its third is."""
+  if not (split_qkv and 'qkv' in name.split('/')):
+    return _norm(x, _stacked(name))
+  thirds = jnp.split(x, 3, axis=-1)
+  parts = [jnp.broadcast_to(_norm(third, _stacked(name)), third.shape) for third in thirds]
+  return jnp.concatenate(parts, axis=-1)
+
+
 def _schedule(learning_rate: LearningRate) -> schedules.Schedule:
   return learning_rate if callable(learning_rate) else schedules.constant(learning_rate)
 
@@ -226,7 +235,7 @@ def _scale_by_adam(
   return optax.GradientTransformation(adam.init, update)
 
 
-def _scale_to_parameters(exclude: str | Predicate) -> optax.GradientTransformation:
+def _scale_to_parameters(exclude: str | Predicate, split_qkv: bool) -> optax.GradientTransformation:
   """u -> (|w| / |u|) u; excluded leaves, and tensors where one of the two norms is 0, keep u."""
   predicate = _predicate(exclude)
 
@@ -234,7 +243,7 @@ def _scale_to_parameters(exclude: str | Predicate) -> optax.GradientTransformati
     name = path_name(path)
     if predicate(name, w):
       return u
-    w_norm, u_norm = _norm(w, _stacked(name)), _norm(u, _stacked(name))
+    w_norm, u_norm = (_norms(x, name, split_qkv) for x in (w, u))
     defined = (w_norm > 0) & (u_norm > 0)
     return jnp.where(defined, w_norm / jnp.where(defined, u_norm, 1), 1) * u
 
@@ -284,6 +293,7 @@ def lamb(
     weight_decay: float = 0.01,
     exclude: str | Predicate = 'bias_and_norm',
     bias_correction: bool = True,
+    split_qkv: bool = False,
     clip_norm: float | None = None,
 ) -> optax.GradientTransformation:
   """AdamW with steps as long as their tensor; the equations stand at the top of this file.
@@ -293,10 +303,10 @@ def lamb(
   names get neither decay nor a ratio (`optax.lamb(mask=...)` spares them the decay only), a tensor
   or step of zeros has ratio 1, and a stack of scanned layers has one ratio per layer.
 
-  A fused kernel (the 'qkv' of our Transformer) is one tensor with one ratio; BERT, ALBERT and the
-  MLPerf reference keep three, with three ratios.
-
   Args:
+    split_qkv: leaves below a module called 'qkv' hold three tensors side by side, queries, keys and
+      values, with a ratio each, as BERT, ALBERT and the MLPerf reference keep them apart; where False
+      the fused kernel of our Transformer has one ratio.
     bias_correction: as in `adamw`.
     learning_rate, exclude, clip_norm: as in `lars`.
 
@@ -307,7 +317,7 @@ def lamb(
     clip_norm,
     _scale_by_adam(b1, b2, epsilon, bias_correction),
     _decay(weight_decay, exclude),
-    _scale_to_parameters(exclude),
+    _scale_to_parameters(exclude, split_qkv),
     optax.scale_by_learning_rate(_schedule(learning_rate)))
 
 

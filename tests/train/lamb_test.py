@@ -252,3 +252,21 @@ def test_bias_correction_changes_the_step_but_not_the_state(make):
   np.testing.assert_allclose(step['bias'], [-1, 1], rtol=1e-4)
   np.testing.assert_allclose(longer['bias'], [-10**.5, 10**.5], rtol=1e-4)
   jax.tree.map(np.testing.assert_array_equal, state, other)
+
+
+def test_queries_keys_and_values_have_their_own_ratios():
+  """A fused kernel equals three kernels, plain and in a scanned stack; by default it is one tensor."""
+  rng = np.random.default_rng(5)
+  scale = np.array([.01, 1, 30]).repeat(4)
+  for shape in ((4, 12), (2, 4, 12)):
+    w, g = rng.normal(size=shape) * scale, rng.normal(size=shape)
+    parts = [np.split(x, 3, axis=-1) for x in (w, g)]
+    inside = 'scanned/' if len(shape) == 3 else ''
+    apart_w, apart_g = ({f'{inside}{name}/kernel': x for name, x in zip('qkv', side)}
+                        for side in parts)
+    want = run(optimizers.lamb(0.1), apart_w, [apart_g] * 3)[-1]
+    fused = f'{inside}qkv/kernel'
+    got = run(optimizers.lamb(0.1, split_qkv=True), {fused: w}, [{fused: g}] * 3)[-1][fused]
+    np.testing.assert_allclose(got, np.concatenate([want[name] for name in apart_w], -1), rtol=1e-5)
+    as_one = run(optimizers.lamb(0.1), {fused: w}, [{fused: g}] * 3)[-1][fused]
+    assert np.abs(as_one - got).max() > 0.1
