@@ -1,0 +1,138 @@
+"""Fine-tuning by command: on what ships, on GLUE's files, on data of one's own; mistakes."""
+
+import json
+import sys
+
+import jax
+import numpy as np
+import pytest
+
+from ssl_jax.cli import main
+from ssl_jax.models.language_heads import masked_lm
+from ssl_jax.models.transformer import LanguageModel, transformer
+from ssl_jax.types import Mode
+from ssl_jax.weights import to_huggingface
+
+CACHE = '--cache_dir=none'
+QUICK = ['--epochs=1', '--learning_rates=1e-3', CACHE]
+
+
+@pytest.fixture(scope='module')
+def run(tmp_path_factory):
+  """Two steps of the smoke config."""
+  workdir = tmp_path_factory.mktemp('run')
+  assert main(['train', '--config=configs/mlm_wordnet.py:smoke', f'--workdir={workdir}', CACHE,
+               '--config.steps=2', '--config.evaluate.every=None',
+               '--config.evaluate.health_every=None']) == 0
+  return workdir
+
+
+def write(path, *rows):
+  path.parent.mkdir(parents=True, exist_ok=True)
+  path.write_text('\n'.join('\t'.join(row) for row in rows) + '\n')
+
+
+def table(path, count=24):
+  write(path, ('kind', 'a', 'b', 'size'), *(
+    ('good' if i % 2 else 'bad', f'text {"good" if i % 2 else "bad"}', f'number {i}', str(i))
+    for i in range(count)))
+  return path
+
+
+def finetune(*words) -> int:
+  return main(['finetune', *words])
+
+
+def test_wordnet_beside_a_random_encoder(run, capsys):
+  assert finetune(f'--workdir={run}', '--task=wordnet', '--examples=96', '--baseline', '--epochs=1',
+                  '--learning_rates=1e-3,3e-3', CACHE) == 0
+  out, err = capsys.readouterr()
+  assert out.count('\n') == 4 and '| masked_lm ' in out and '| random init ' in out
+  assert 'rate 0.003, seed 0, epoch 1/1: loss' in err
+  written = json.loads((run / 'finetune.json').read_text())
+  assert written['about']['step'] == 2
+  result = written['tasks']['wordnet']
+  assert result['examples'] == dict(train=96, validation=6399, test=6260)
+  assert result['options']['length'] == 32  # as in pretraining
+  found = result['encoders']['masked_lm']
+  assert set(found['scores']) == {'validation', 'test'} and len(found['trials']) == 2
+  assert 'chosen on validation' in found['selection']
+
+
+def test_pairs_with_two_validation_splits(run, tmp_path, capsys):
+  columns = ('sentence1', 'sentence2', 'gold_label')
+  labels = ('entailment', 'neutral', 'contradiction')
+  for name in ('train', 'dev_matched', 'dev_mismatched'):
+    write(tmp_path / 'MNLI' / f'{name}.tsv', columns, ('cut',),
+          *((f'a {i}', f'b {i}', labels[i % 3]) for i in range(12)))
+  output = tmp_path / 'new' / 'mnli.json'
+  assert finetune(f'--workdir={run}', '--task=mnli', f'--data={tmp_path}', f'--output={output}',
+                  '--seeds=2', *QUICK) == 0
+  out, err = capsys.readouterr()
+  assert 'validation_matched accuracy' in out and 'validation_mismatched accuracy' in out
+  assert '±' in out
+  assert 'train: 1 damaged rows left out' in err
+  assert json.loads(output.read_text())['tasks']['mnli']['examples']['validation_matched'] == 12
+
+
+def test_data_of_ones_own(run, tmp_path, capsys):
+  train, test = table(tmp_path / 'a.tsv'), table(tmp_path / 'b.tsv', 8)
+  own = [f'--workdir={run}', f'--train={train}', f'--test={test}', '--text=a']
+  assert finetune(*own, '--label=kind', '--text_pair=b', '--select=held_out', *QUICK) == 0
+  assert 'test macro_f1' in capsys.readouterr().out
+  assert finetune(*own, '--label=size', '--regression', *QUICK) == 0
+  assert 'test spearman' in capsys.readouterr().out
+  written = json.loads((run / 'finetune.json').read_text())
+  assert 'pearson' in written['tasks']['own']['encoders']['masked_lm']['scores']['test']
+  assert written['about']['step'] == 2
+  assert finetune(*own, '--label=kin', *QUICK) == 3
+  assert "no column 'kin', but kind, a, b, size" in capsys.readouterr().err
+  assert finetune(*own, '--label=kind', '--learning_rates=1e38', '--epochs=1', CACHE) == 4
+  assert 'diverged at every learning rate (1e+38)' in capsys.readouterr().err
+  assert finetune(*own, '--label=kind', '--length=1000', *QUICK) == 2
+  assert 'longer than the 128 positions' in capsys.readouterr().err
+
+
+def test_weights_of_hugging_face(run, tmp_path, capsys):
+  folder, train = tmp_path / 'bert', table(tmp_path / 'a.tsv')
+  a = dict(architecture='bert_tiny', vocabulary=8192, width=16, depth=1, heads=2, length=64)
+  module = LanguageModel(transformer(**a), masked_lm())
+  variables = module.init(jax.random.key(0), dict(tokens=np.zeros((1, 4), np.int32)), Mode())
+  to_huggingface(module, variables, folder, tokenizer=run / 'tokenizer')
+  words = [f'--weights={folder}', f'--train={train}', f'--test={train}', '--text=a',
+           '--text_pair=b', '--label=kind', *QUICK]
+  assert finetune(*words) == 0
+  out, err = capsys.readouterr()
+  assert '| bert ' in out and '--output=FILE.json keeps it' in err
+  (folder / 'config.json').write_text('{"model_type": "t5"}')
+  assert finetune(*words) == 3 and "unknown model_type 't5'" in capsys.readouterr().err
+
+
+def test_without_the_module_of_weights(tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, 'ssl_jax.weights', None)
+  assert finetune(f'--weights={tmp_path}', '--task=wordnet', CACHE) == 2
+  assert 'reads no weights' in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('words, message', [
+  ([], 'needs --workdir=FOLDER or --weights=FOLDER'),
+  (['--workdir=x', '--weights=y'], 'needs --workdir=FOLDER or'),
+  (['--workdir=x'], 'needs --task=cola|'),
+  (['--workdir=x', '--task=wnli'], 'is unknown; there are'),
+  (['--workdir=x', '--task=cola'], 'needs --data=FOLDER'),
+  (['--workdir=x', '--task=cola', '--train=y'], '--train is for data of your own'),
+  (['--workdir=x', '--task=wordnet', '--learning_rates=fast'], 'must be numbers above 0'),
+  (['--workdir=x', '--task=wordnet', '--seeds=0'], '--seeds must be at least 1'),
+  (['--workdir=x', '--task=wordnet', '--dropout=1'], '--dropout must be in [0, 1)'),
+  (['--workdir=x', '--train=a', '--test=b', '--text=c', '--label=d', '--select=validation'],
+   'needs --validation=FILE'), (['--taks=cola'], 'did you mean --task')])
+def test_wrong_options(words, message, capsys):
+  with pytest.raises(SystemExit) as stop:
+    finetune(*words)
+  assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_missing_data_and_runs(run, tmp_path, capsys):
+  assert finetune(f'--workdir={tmp_path}', '--task=wordnet', *QUICK) == 2
+  assert finetune(f'--workdir={run}', '--task=rte', f'--data={tmp_path}', *QUICK) == 3
+  assert 'no train.tsv, nor RTE/train.tsv, of rte in' in capsys.readouterr().err
