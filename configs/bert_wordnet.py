@@ -32,7 +32,7 @@ def get_config(arg: str = '') -> ConfigDict:
                         length=128, pool='token', dropout=0.1 if smoke or local else 0.0,
                         attention_dropout=0.1 if smoke or local else 0.0)
   if smoke:
-    config.network.update(width=32, depth=2, heads=2)
+    config.network.update(width=32, depth=1, heads=2)
   config.head = dict(name='masked_lm_and_sentence')
   config.method = dict(name='masked_lm_nsp')
   config.optimizer = dict(name='adamw', weight_decay=0.01, epsilon=1e-6, bias_correction=False,

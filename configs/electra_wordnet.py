@@ -26,11 +26,11 @@ def get_config(arg: str = '') -> ConfigDict:
   shared = dict(name='transformer', architecture='electra_small', vocabulary=VOCABULARY, length=128,
                 types=0, embedding=16 if smoke else 128, dropout=0.1 if smoke or local else 0.0,
                 attention_dropout=0.1 if smoke or local else 0.0)
-  config.network = dict(shared, width=32 if smoke else 256, depth=2 if smoke else 4,
+  config.network = dict(shared, width=32 if smoke else 256, depth=1 if smoke else 4,
                         heads=2 if smoke else 4)
   config.head = dict(name='replaced_token')
   config.method = dict(name='electra', generator=dict(
-    shared, width=16 if smoke else 64, depth=2 if smoke else 4, heads=1))
+    shared, width=16 if smoke else 64, depth=1 if smoke else 4, heads=1))
   config.optimizer = dict(name='adamw', weight_decay=0.01, epsilon=1e-6, clip_norm=1.0)
   config.schedule = dict(name='warmup_linear', form='product', learning_rate=1e-3,
                          warmup_steps=0 if smoke else 100)

@@ -23,7 +23,7 @@ def get_config(arg: str = '') -> ConfigDict:
   config.steps = 4 if smoke else 20_000 if local else 1000
   config.views = dict(name='next_token')
   config.network = dict(name='transformer', architecture='gpt2', vocabulary=VOCABULARY,
-                        width=32 if smoke else 256, depth=2 if smoke else 4, heads=2 if smoke else 4,
+                        width=32 if smoke else 256, depth=1 if smoke else 4, heads=2 if smoke else 4,
                         length=128, dropout=0.1 if smoke or local else 0.0,
                         attention_dropout=0.1 if smoke or local else 0.0)
   config.head = dict(name='tied')

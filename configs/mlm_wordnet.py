@@ -29,7 +29,7 @@ def get_config(arg: str = '') -> ConfigDict:
                         length=128, types=0, dropout=0.1 if local else 0.0,
                         attention_dropout=0.1 if local else 0.0)
   if smoke:
-    config.network.update(width=32, depth=2, heads=2, dropout=0.1, attention_dropout=0.1)
+    config.network.update(width=32, depth=1, heads=2, dropout=0.1, attention_dropout=0.1)
   config.head = dict(name='masked_lm')
   config.method = dict(name='masked_lm')
   config.optimizer = dict(name='adamw', weight_decay=0.01, b2=0.98, clip_norm=1.0)

@@ -140,6 +140,9 @@ def help_text(config: ConfigDict) -> str:
   if defaults:
     lines += ['', 'defaults of what it names, which can be set too:']
     lines += [f'  --config.{name}={value!r}' for name, value in defaults]
+  if config.views.get('name') == 'masks':
+    from ssl_jax.views import masks
+    lines += ['', 'masks:', masks.describe(config.views.get('profile', masks.DEFAULT))]
   return '\n'.join(lines)
 
 

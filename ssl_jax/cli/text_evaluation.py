@@ -27,7 +27,7 @@ def evaluate_text(run: runs.Run, seed: int, fractions: bool) -> dict:
   states = {'random init': (start.params, start.state), run.config.method.name: (run.params, run.state)}
   result = {}
   if run.method.measure is not None:
-    result['objective'] = objective(run, data, states)
+    result['objective'] = objective(run, data)
     print(format_objective(result['objective'].items()))
   if data.train.labels is None:
     print('no probes: the text has no labels', file=sys.stderr)
@@ -37,16 +37,16 @@ def evaluate_text(run: runs.Run, seed: int, fractions: bool) -> dict:
   return result | dict(protocol=describe(seed), accuracies=dict(rows))
 
 
-def objective(run: runs.Run, data: runs.Splits, states: dict) -> dict[str, dict[str, float]]:
-  """Held-out loss and accuracy of each state, after what the frequencies of tokens reach."""
+def objective(run: runs.Run, data: runs.Splits) -> dict[str, dict[str, float]]:
+  """Held-out loss and accuracy of the run, after what the frequencies of tokens reach."""
   prepare = run.experiment.views.prepare
   whole = lambda: runs.feed(data.test, run.experiment.mesh, rows=ROWS)
   found = {}
   if run.config.views.name == 'masks':
     found['frequencies'] = unigram(data.train.counts(), whole(), prepare=prepare)
-  for name, (params, state) in states.items():
-    print(f'measuring {name} ...', file=sys.stderr, flush=True)
-    found[name] = measure_all(run.method.measure, params, state, whole(), prepare=prepare)
+  print('measuring the objective ...', file=sys.stderr, flush=True)
+  found[run.config.method.name] = measure_all(run.method.measure, run.params, run.state, whole(),
+                                              prepare=prepare)
   return found
 
 

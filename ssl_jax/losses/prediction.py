@@ -18,8 +18,12 @@ from jax import lax
 from ssl_jax.parallel import as_varying, axis_index, axis_size, weighted_mean
 from ssl_jax.types import AxisName
 
-# Logits that a chunk may hold at once: 16 Mi, 64 MiB in float32, which a TPU's VMEM can hold.
-CHUNK_LOGITS = 1 << 24
+# Up to so many logits (16 Mi, 64 MiB in float32) are computed at once ...
+LOGITS_AT_ONCE = 1 << 24
+# ... and a chunk of more holds so many, for which a TPU's VMEM has room beside what they are made of.
+CHUNK_LOGITS = 1 << 22
+# Entries of the vocabulary that `sample_tokens` draws at a time.
+SAMPLED_CHUNK = 1024
 
 
 def masked_cross_entropy(
@@ -36,8 +40,8 @@ def masked_cross_entropy(
     bias: [V] or None.
     targets: integers [...] in [0, V). A target outside makes the loss NaN, if its weight is not 0.
     weights: [...], 0 for slots that are not used. Devices may hold unequal sums.
-    chunk: entries of the vocabulary at a time; None takes what keeps a chunk's logits below
-      `CHUNK_LOGITS`. Values and gradients do not depend on it beyond rounding.
+    chunk: entries of the vocabulary at a time; None takes all up to `LOGITS_AT_ONCE` logits, else what
+      keeps a chunk's below `CHUNK_LOGITS`. Values and gradients do not depend on it beyond rounding.
     axis_name: the axis (or axes) over which tokens are spread, or None.
     vocabulary_axis: the axis over which `embedding` and `bias` are spread: each device holds
       consecutive rows of the vocabulary, `hidden` and the rest are equal along this axis. In pmap,
@@ -66,9 +70,12 @@ def masked_prediction(
 def token_losses(hidden, embedding, bias, targets, weights, **options) -> tuple[jax.Array, jax.Array]:
   """(cross-entropy, 1 where the most probable entry is the target), [...] each, of every token with
   weight; the first is 0 elsewhere. Arguments as `masked_cross_entropy`."""
+  chex.assert_equal_shape([targets, weights])
+  # An unused slot may hold anything, and 0 * inf is NaN: also in the gradient of the embedding.
+  used = weights != 0
+  hidden = jnp.where(used[..., None], hidden, 0)
   log_p, best = token_log_probability(hidden, embedding, bias, targets, **options)
-  # Not weights * log_p: an unused slot may hold anything, and 0 * inf is NaN.
-  return jnp.where(weights != 0, -log_p, 0), (best == targets).astype(log_p.dtype)
+  return jnp.where(used, -log_p, 0), (best == targets).astype(log_p.dtype)
 
 
 def token_sums(hidden, embedding, bias, targets, weights, *, chunk=None
@@ -93,9 +100,9 @@ def token_log_probability(
   chex.assert_equal_shape_prefix([hidden, targets], targets.ndim)
   chex.assert_shape(embedding, (None, hidden.shape[-1]))
   if bias is None:
-    bias = jnp.zeros(len(embedding), embedding.dtype)
+    bias = jnp.zeros_like(embedding[:, 0])  # varies over the axes that the embedding does
   hidden, shape = hidden.reshape(-1, hidden.shape[-1]), targets.shape
-  targets = targets.reshape(-1)
+  targets = jnp.asarray(targets).reshape(-1)
   hidden = as_varying(hidden, vocabulary_axis)
   # Gradients of the custom rule are those of this device's tokens and entries.
   embedding, bias = as_varying((embedding, bias), axis_name)
@@ -130,17 +137,19 @@ def sample_tokens(
   """Entries drawn from softmax(logits), int32 [B, K], by the Gumbel-max trick over chunks.
 
   Args:
-    key: what row i of the global batch draws depends on (key, i) alone, whatever the devices.
-    hidden: [B, K, D]; embedding, bias, chunk, axis_name: as `masked_cross_entropy`.
+    key: what row i of the global batch draws depends on (key, i, chunk) alone, whatever the devices.
+    hidden: [B, K, D]; embedding, bias, axis_name: as `masked_cross_entropy`.
+    chunk: entries of the vocabulary at a time; None is `SAMPLED_CHUNK`.
   """
   rows, count = hidden.shape[:2]
   numbers = jnp.arange(rows, dtype=jnp.uint32)
   numbers = numbers + jnp.asarray(axis_index(axis_name) * rows, jnp.uint32)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, numbers)
   if bias is None:
-    bias = jnp.zeros(len(embedding), embedding.dtype)
+    bias = jnp.zeros_like(embedding[:, 0])  # varies over the axes that the embedding does
   hidden = hidden.reshape(rows * count, -1)
-  chunk = _chunk_size(chunk, len(embedding), rows * count)
+  # A chunk's noise comes from its own key: its size must not depend on the rows of this device.
+  chunk = _chunk_size(chunk or SAMPLED_CHUNK, len(embedding), rows * count)
 
   def body(carry, entries, b, start, fresh):
     top, best = carry
@@ -159,8 +168,10 @@ def sample_tokens(
 
 
 def _chunk_size(chunk: int | None, entries: int, tokens: int) -> int:
+  if chunk is None and tokens * entries <= LOGITS_AT_ONCE:
+    return entries
   if chunk is None:
-    chunk = max(128, CHUNK_LOGITS // max(tokens, 1) // 128 * 128)
+    chunk = max(128, CHUNK_LOGITS // tokens // 128 * 128)
   if chunk < 1:
     raise ValueError(f'chunk must be at least 1, got {chunk}')
   return min(chunk, entries)
@@ -232,9 +243,9 @@ def _chunked_forward(chunk, hidden, embedding, bias, column):
     highest = jnp.max(logits, axis=1)
     new_top = jnp.maximum(top, highest)
     total = total * jnp.exp(top - new_top) + jnp.sum(jnp.exp(logits - new_top[:, None]), axis=1)
-    # In the part of the last chunk that was seen before the logits are -inf.
-    picked = _picked(logits, column - start)
-    own = own + jnp.where(jnp.isneginf(picked), 0, picked)
+    # Where the last chunk repeats entries, the target may stand in both.
+    place = column - start
+    own = own + jnp.where(fresh[jnp.clip(place, 0, chunk - 1)], _picked(logits, place), 0)
     best = jnp.where(highest > top, start + _argmax(logits), best)
     return new_top, total, own, best
 
@@ -256,7 +267,8 @@ def _chunked_backward(chunk, saved, cotangents):
     d_hidden, d_embedding, d_bias = carry
     p = jnp.exp(_logits(hidden, entries, b) - lse[:, None])
     own = (column - start)[:, None] == jnp.arange(chunk)[None]
-    d_logits = jnp.where(fresh[None], g_own[:, None] * own + g_lse[:, None] * p, 0)
+    d_logits = jnp.where(own, g_own[:, None], 0) + g_lse[:, None] * p
+    d_logits = jnp.where(fresh[None], d_logits, 0)
     narrow = d_logits.astype(hidden.dtype)
     product = partial(jnp.einsum, preferred_element_type=d_hidden.dtype,
                       precision=_precision(hidden))

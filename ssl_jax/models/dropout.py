@@ -15,7 +15,7 @@ def dropout_factors(key: jax.Array, shape: tuple[int, ...], rate: float, mode: M
   shard_map, pmap or vmap, they are the same. `rate` is rounded to a multiple of 1 / 65,536, of which
   the factor knows.
   """
-  cut = round(rate * 65536)
+  cut = min(round(rate * 65536), 65535)
   rows = jnp.arange(shape[0], dtype=jnp.uint32)
   rows = rows + jnp.asarray(axis_index(mode.axis_name) * shape[0], jnp.uint32)
   keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)

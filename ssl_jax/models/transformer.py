@@ -390,11 +390,11 @@ def transformer(
     types=types, embedding=embedding, dropout=dropout, attention_dropout=attention_dropout,
     activation=activation)
   a = a._replace(**{name: value for name, value in given.items() if value is not None})
-  _check(a, pool, attention, scan)
+  _check(a, pool, attention, scan, remat)
   return Transformer(a, pool, attention, scan, remat, dtype)
 
 
-def _check(a: Architecture, pool: str, attention: str, scan: bool) -> None:
+def _check(a: Architecture, pool: str, attention: str, scan: bool, remat: str | None) -> None:
   for name in ('vocabulary', 'width', 'depth', 'heads', 'hidden', 'length'):
     if getattr(a, name) < 1:
       raise ValueError(f'transformer {name} must be at least 1, not {getattr(a, name)}')
@@ -405,7 +405,8 @@ def _check(a: Architecture, pool: str, attention: str, scan: bool) -> None:
     if not 0 <= getattr(a, name) < 1:
       raise ValueError(f'transformer {name} must be in [0, 1), not {getattr(a, name)}')
   for name, value, known in (('activation', a.activation, ('gelu', 'gelu_tanh', 'geglu')),
-                             ('pool', pool, POOLS), ('attention', attention, IMPLEMENTATIONS)):
+                             ('pool', pool, POOLS), ('attention', attention, IMPLEMENTATIONS),
+                             ('remat', remat, REMAT)):
     if value not in known:
       raise ValueError(f'transformer {name} must be one of {known}, not {value!r}')
   if scan and a.window is not None:

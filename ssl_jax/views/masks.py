@@ -14,6 +14,7 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax import lax
 
 from ssl_jax.types import TEXT_INPUTS, Views
@@ -74,6 +75,9 @@ PROFILES: Mapping[str, Profile] = dict(
 )
 
 
+DEFAULT = 'bert_tf2018'
+
+
 def describe(name: str) -> str:
   """How a profile differs from the others, in words; one line for each field."""
   profile, lines = PROFILES[name], [f'{name}: {PROFILES[name].source}']
@@ -87,7 +91,7 @@ def describe(name: str) -> str:
 
 
 def build(
-  *, vocabulary: int, mask: int, special: tuple[int, ...], profile: str = 'bert_tf2018',
+  *, vocabulary: int, mask: int, special: tuple[int, ...], profile: str = DEFAULT,
   rate: float | None = None, slots: int | None = None, whole_word: bool = False,
   span: Literal['geometric', 't5'] | None = None, mean_span: float = 3.,
 ) -> Views:
@@ -96,7 +100,8 @@ def build(
   `prepare` gives the encoder's fields with 'tokens' masked, and 'slots' int32 [B, K] (places of the
   chosen tokens), 'targets' int32 [B, K] (what stood there), 'weights' float32 [B, K] (0 for slots
   that are not used), 'overflow' int32 [B] (chosen tokens for which there was no slot: they stay as
-  they are), 'next' and 'label' where the data have them. `inputs` are the tokens as they are.
+  they are, words and spans as a whole), 'next' and 'label' where the data have them. `inputs` are
+  the tokens as they are.
 
   Args:
     vocabulary: number of tokens.
@@ -107,10 +112,12 @@ def build(
     slots: K; by default what the profile needs for rows of L tokens: its count, 4 standard deviations
       more where that is random.
     whole_word: choose words instead of tokens; needs the field 'words'. A word that does not fit
-      into the rest of the count is passed over, as in google-research/bert.
+      into the rest of the count is passed over, as in google-research/bert; so with words and spans
+      the count 'independent' is 'rounded'.
     span: choose spans: 'geometric' (SpanBERT, arXiv:1907.10529: whole words, lengths of p = 0.2 up to
       10) or 't5' (arXiv:1910.10683: the count and number of spans are fixed, lengths of mean
-      `mean_span`). A span is masked, changed or kept as one.
+      `mean_span`). A span is masked, changed or kept as one. It ends with its document, and where a
+      special token stands; one of T5's goes on behind as another span.
 
   Raises:
     ValueError: an argument out of its range; at tracing, a field that is missing.
@@ -163,6 +170,8 @@ def _check(rules, vocabulary, special, slots, whole_word, span, mean_span) -> No
     raise ValueError(f'rate must be between 0 and 1, got {rules.rate}')
   if slots is not None and slots < 1:
     raise ValueError(f'slots must be at least 1, got {slots}')
+  if span not in (None, 'geometric', 't5'):
+    raise ValueError(f"span must be one of ('geometric', 't5'), or None, not {span!r}")
   if span is not None and mean_span < 1:
     raise ValueError(f'mean_span must be at least 1, got {mean_span}')
   if whole_word and span is not None:
@@ -186,11 +195,14 @@ def _masked_row(key, tokens, segments, words, *, rules, choose, k, vocabulary, m
   choosing, deciding, drawing = jax.random.split(key, 3)
   count = _count(rules, jax.random.fold_in(choosing, 0), real, candidates)
   # times: how often each token is chosen; order: who gets a slot first; unit: what is decided as one
-  times, order, unit = choose(jax.random.fold_in(choosing, 1), candidates, words, count)
-  score, slots = lax.top_k(jnp.where(times > 0, order, -1.), k)
-  used = score >= 0
+  # A run is what no span leaves: tokens of one document with no special token among them.
+  runs = jnp.cumsum(~candidates | (segments != jnp.roll(segments, 1)), dtype=jnp.int32)
+  times, order, unit = choose(jax.random.fold_in(choosing, 1), Row(candidates, runs, words, count))
+  score, slots = lax.top_k(jnp.append(jnp.where(times > 0, order, -1.), -1.), k + 1)
+  # Tokens of a word or span share their order: where not all have a slot, none has.
+  used, slots = score[:k] > score[k], slots[:k]
   chosen = jnp.zeros(len(tokens), bool).at[slots].set(used)
-  shown = _replaced(rules, deciding, drawing, tokens, chosen, unit, vocabulary, mask, low)
+  shown = _replaced(rules, deciding, drawing, tokens, chosen, times, unit, vocabulary, mask, low)
   weights = jnp.where(used, times[slots], 0).astype(jnp.float32)
   overflow = jnp.sum(times > 0, dtype=jnp.int32) - jnp.sum(used, dtype=jnp.int32)
   return dict(tokens=shown, slots=slots.astype(jnp.int32), targets=tokens[slots], weights=weights,
@@ -205,24 +217,45 @@ def _count(rules, key, real, candidates):
   elif rules.count == 'random':
     count = jnp.floor(rules.rate * n + jax.random.uniform(key)).astype(jnp.int32)
   else:
-    count = jnp.maximum(1, jnp.round(rules.rate * n).astype(jnp.int32))
+    # google-research/electra multiplies in float32, where 0.15 * 190 is above 28.5; bert in Python.
+    count = jnp.round(rules.rate * n) if rules.repeats else _rounded(rules.rate, len(real))[n]
+    count = jnp.maximum(1, count)
   return jnp.minimum(count, jnp.sum(candidates)).astype(jnp.int32)
 
 
-def _replaced(rules, deciding, drawing, tokens, chosen, unit, vocabulary, mask, low):
+def _rounded(share: float, length: int) -> jax.Array:
+  """round(share n) for n = 0 ... length, as Python has it."""
+  return jnp.asarray(np.array([round(share * n) for n in range(length + 1)], np.int32))
+
+
+def _replaced(rules, deciding, drawing, tokens, chosen, times, unit, vocabulary, mask, low):
   """The tokens that the encoder sees."""
   length = len(tokens)
   u = jax.random.uniform(deciding, (length,))[unit]
+  edges = rules.masked, rules.masked + rules.changed
+  if rules.repeats:
+    # Each time that a token is chosen has its own draw: the least of so many.
+    u = 1 - (1 - u) ** (1 / jnp.maximum(times, 1).astype(u.dtype))
   if rules.exact:
     # Ranks among the chosen instead of independent draws: exactly these shares of each row.
-    rank = jnp.sum(chosen[None, :] & (u[None, :] < u[:, None]), axis=1)
-    u = (rank + .5) / jnp.maximum(jnp.sum(chosen), 1)
+    u = jnp.sum(chosen[None, :] & (u[None, :] < u[:, None]), axis=1)
+    edges = (_rounded(edge, length)[jnp.sum(chosen)] for edge in edges)
+  masked, changed = edges
   drawn = jax.random.randint(drawing, (length,), low, vocabulary)
-  new = jnp.where(u < rules.masked, mask, jnp.where(u < rules.masked + rules.changed, drawn, tokens))
+  new = jnp.where(u < masked, mask, jnp.where(u < changed, drawn, tokens))
   return jnp.where(chosen, new, tokens).astype(jnp.int32)
 
 
-# --- what is chosen: (key, candidates [L], words [L], count) -> (times, order, unit), [L] each -----
+# --- what is chosen: (key, row) -> (times, order, unit), [L] each -----------------------------------
+
+
+class Row(NamedTuple):
+  """candidates, runs, words [L], and how many tokens to choose."""
+
+  candidates: jax.Array
+  runs: jax.Array
+  words: jax.Array
+  count: jax.Array
 
 
 def _chooser(rules, whole_word, span, mean_span):
@@ -231,103 +264,113 @@ def _chooser(rules, whole_word, span, mean_span):
   if span == 'geometric':
     return _geometric_spans
   if span == 't5':
-    return lambda *row: _t5_spans(*row, rate=rules.rate, mean=mean_span)
+    return lambda key, row: _t5_spans(key, row, rules.rate, mean_span)
   if rules.repeats:
     return _with_replacement
   if rules.count == 'independent':
-    return lambda key, candidates, words, count: _independent(key, candidates, rules.rate)
+    return lambda key, row: _independent(key, row, rules.rate)
   return _without_replacement
 
 
-def _each(candidates):
+def _each(row):
   """Every token is a unit of its own."""
-  return jnp.arange(len(candidates))
+  return jnp.arange(len(row.candidates))
 
 
-def _without_replacement(key, candidates, words, count):
-  u = jnp.where(candidates, jax.random.uniform(key, candidates.shape), 2.)
+def _without_replacement(key, row):
+  u = jnp.where(row.candidates, jax.random.uniform(key, row.candidates.shape), 2.)
   rank = jnp.argsort(jnp.argsort(u))
-  return (candidates & (rank < count)).astype(jnp.int32), 1. - u, _each(candidates)
+  return (row.candidates & (rank < row.count)).astype(jnp.int32), 1. - u, _each(row)
 
 
-def _independent(key, candidates, rate):
-  u = jax.random.uniform(key, candidates.shape)
-  return (candidates & (u < rate)).astype(jnp.int32), 1. - u, _each(candidates)
+def _independent(key, row, rate):
+  u = jax.random.uniform(key, row.candidates.shape)
+  return (row.candidates & (u < rate)).astype(jnp.int32), 1. - u, _each(row)
 
 
-def _with_replacement(key, candidates, words, count):
-  length = len(candidates)
-  total = jnp.sum(candidates)
+def _with_replacement(key, row):
+  length = len(row.candidates)
+  total = jnp.sum(row.candidates)
   draws = jnp.floor(jax.random.uniform(key, (length,)) * total).astype(jnp.int32)
-  rank = jnp.cumsum(candidates) - 1
-  hits = (draws[:, None] == rank[None, :]) & candidates[None, :]
-  hits &= (jnp.arange(length) < count)[:, None]
-  return jnp.sum(hits, axis=0), jnp.ones(length), _each(candidates)
+  rank = jnp.cumsum(row.candidates) - 1
+  hits = (draws[:, None] == rank[None, :]) & row.candidates[None, :]
+  hits &= (jnp.arange(length) < row.count)[:, None]
+  return jnp.sum(hits, axis=0), jax.random.uniform(jax.random.fold_in(key, 1), (length,)), _each(row)
 
 
-def _word_lengths(candidates, words):
-  """How many candidates each word has; word numbers are below L."""
-  place = jnp.where(candidates, words, len(words))
-  return jnp.zeros(len(words) + 1, jnp.int32).at[place].add(1)[:-1]
+def _word_lengths(row):
+  """(how many candidates each word has, the run in which it stands); word numbers are below L."""
+  length = len(row.words)
+  place = jnp.where(row.candidates & (row.words >= 0), row.words, length)
+  zeros = jnp.zeros(length, jnp.int32)
+  return zeros.at[place].add(1, mode='drop'), zeros.at[place].max(row.runs, mode='drop')
 
 
-def _whole_words(key, candidates, words, count):
-  lengths = _word_lengths(candidates, words)
-  order = jax.random.permutation(key, len(words))
+def _whole_words(key, row):
+  lengths, _ = _word_lengths(row)
+  length = len(lengths)
+  order = jax.random.permutation(key, length)
 
   def one(covered, word):
-    fits = (lengths[word] > 0) & (covered + lengths[word] <= count)
+    fits = (lengths[word] > 0) & (covered + lengths[word] <= row.count)
     return covered + jnp.where(fits, lengths[word], 0), fits
 
   _, taken = lax.scan(one, jnp.int32(0), order)
-  taken = jnp.zeros(len(words), bool).at[order].set(taken)
-  times = candidates & taken[jnp.clip(words, 0)]
+  taken = jnp.zeros(length, bool).at[order].set(taken)
+  turn = jnp.zeros(length).at[order].set(jnp.arange(length, 0, -1) / length)
+  mine = jnp.clip(row.words, 0)
+  times = row.candidates & (row.words >= 0) & taken[mine]
   # Replacement is decided for each token, also inside a word.
-  return times.astype(jnp.int32), jnp.ones(len(words)), _each(candidates)
+  return times.astype(jnp.int32), turn[mine], _each(row)
 
 
-def _geometric_spans(key, candidates, words, count, p=.2, longest=10):
-  length = len(words)
-  lengths = _word_lengths(candidates, words)
+def _geometric_spans(key, row, p=.2, longest=10):
+  lengths, run = _word_lengths(row)
+  length = len(lengths)
   number = jnp.arange(length)
-  total = jnp.sum(lengths > 0)
-  # Words are numbered in their order, and a span ends where a word without candidates stands.
   starts, sizes = jax.random.split(key)
-  starts = jnp.floor(jax.random.uniform(starts, (length,)) * total).astype(jnp.int32)
+  starts = jnp.floor(jax.random.uniform(starts, (length,)) * jnp.sum(lengths > 0)).astype(jnp.int32)
+  starts = jnp.argsort(lengths == 0, stable=True)[starts]  # of the words that have candidates
   u = jax.random.uniform(sizes, (length,), minval=1e-7)
   cut = 1 - (1 - p)**longest  # the geometric distribution within 1 ... longest
   sizes = 1 + jnp.floor(jnp.log1p(-u * cut) / jnp.log(1 - p)).astype(jnp.int32)
+  sizes = jnp.minimum(sizes, longest)
 
   def one(carry, drawn):
     span, covered = carry
     start, size, i = drawn
-    wanted = (number >= start) & (number < start + size) & (lengths > 0)
+    wanted = (number >= start) & (number < start + size) & (lengths > 0) & (run == run[start])
     wanted &= (span < 0) & (span[start] < 0)
-    fits = covered + jnp.cumsum(jnp.where(wanted, lengths, 0)) <= count
+    fits = covered + jnp.cumsum(jnp.where(wanted, lengths, 0)) <= row.count
     new = wanted & fits
-    return (jnp.where(new, i, span), covered + jnp.sum(jnp.where(new, lengths, 0))), None
+    covered += jnp.sum(jnp.where(new, lengths, 0), dtype=jnp.int32)
+    return (jnp.where(new, i, span), covered), None
 
-  (span, _), _ = lax.scan(one, (jnp.full(length, -1), jnp.int32(0)), (starts, sizes, number))
-  mine = span[jnp.clip(words, 0)]
-  times = candidates & (mine >= 0)
-  return times.astype(jnp.int32), jnp.ones(length), jnp.clip(mine, 0)
+  span = jnp.full(length, -1, number.dtype)
+  (span, _), _ = lax.scan(one, (span, jnp.int32(0)), (starts, sizes, number))
+  mine = jnp.where(row.words >= 0, span[jnp.clip(row.words, 0)], -1)
+  times = row.candidates & (mine >= 0)
+  return times.astype(jnp.int32), 1. - mine / length, jnp.clip(mine, 0)
 
 
-def _t5_spans(key, candidates, words, count, *, rate, mean):
-  length = len(candidates)
-  total = jnp.sum(candidates)
+def _t5_spans(key, row, rate, mean):
+  length = len(row.candidates)
+  total = jnp.sum(row.candidates)
   noise = jnp.clip(jnp.round(total * rate).astype(jnp.int32), jnp.minimum(1, total),
                    jnp.maximum(total - 1, 0))
   spans = jnp.maximum(1, jnp.round(noise / mean).astype(jnp.int32))
   spans = jnp.minimum(spans, jnp.maximum(total - noise, 1))
-  first, second = jax.random.split(key)
+  first, second, third = jax.random.split(key, 3)
   parts = jnp.stack([_composition(first, total - noise, spans, length),
                      _composition(second, noise, spans, length)], axis=1)
   edges = jnp.cumsum(parts.reshape(-1))  # other tokens, then noise, in turns
-  rank = jnp.cumsum(candidates) - 1
+  rank = jnp.cumsum(row.candidates) - 1
   passed = jnp.sum(edges[None, :] <= rank[:, None], axis=1)
-  times = candidates & (passed % 2 == 1) & (rank < total)
-  return times.astype(jnp.int32), jnp.ones(length), jnp.clip(passed // 2, 0, length - 1)
+  times = row.candidates & (passed % 2 == 1) & (rank < total)
+  # A span is named by its first token in this run.
+  change = jnp.roll(times, 1) & (row.runs == jnp.roll(row.runs, 1))
+  unit = lax.cummax(jnp.where(times & ~change, jnp.arange(length), 0))
+  return times.astype(jnp.int32), jax.random.uniform(third, (length,))[unit], unit
 
 
 def _composition(key, total, parts, length):
