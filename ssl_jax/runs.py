@@ -20,7 +20,7 @@ from ml_collections import ConfigDict
 
 from ssl_jax import build
 from ssl_jax.data.batches import in_order
-from ssl_jax.data.sources import Source
+from ssl_jax.data.sources import Renumbered, Source
 from ssl_jax.data.tokenize import Tokenizer
 from ssl_jax.data.tokenize import load as load_tokenizer
 from ssl_jax.evals import texts
@@ -160,8 +160,17 @@ class Splits(NamedTuple):
 
 
 def splits(config) -> Splits:
-  return Splits(build.source(config, config.evaluate.train_split),
-                build.source(config, config.evaluate.test_split))
+  """Both splits, their labels numbered alike.
+
+  Raises:
+    DataError: a class of the test split that training does not have.
+  """
+  train, test = (build.source(config, split) for split in
+                 (config.evaluate.train_split, config.evaluate.test_split))
+  classes, others = (tuple(getattr(source, 'classes', ())) for source in (train, test))
+  if classes and others and classes != others:
+    test = Renumbered(test, classes)
+  return Splits(train, test)
 
 
 def labels(source: Source, split: str) -> np.ndarray:

@@ -7,6 +7,7 @@ Exit codes: 0 done, 42 start me again (interrupted, state saved), 1 bug, 2 confi
 import argparse
 import importlib
 import os
+import re
 import sys
 import traceback
 
@@ -61,6 +62,10 @@ def explain(error: Exception) -> tuple[int, list[str]]:
   code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 1)
   if code == 1 and isinstance(error, OSError) and error.filename is not None:
     code = DATA
+  missing = re.match(r'Please install (\w+)', str(error)) if isinstance(error, ImportError) else None
+  if missing:  # etils.epath about the file system of a remote path
+    return DATA, [f'error (data or checkpoint): paths of this kind need the package {missing[1]}: '
+                  f'pip install {missing[1]}']
   what = {CONFIGURATION: 'configuration', DATA: 'data or checkpoint', NUMERICS: 'numerics'}
   return code, [f'error ({what.get(code, "bug")}): {error}']
 

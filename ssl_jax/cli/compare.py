@@ -322,7 +322,8 @@ def warnings(named: Sequence[tuple[str, Outcome]]) -> list[str]:
       *((f'the protocol ({key})', lambda one, key=key: one.evaluation['protocol'].get(key))
         for key in dict.fromkeys(key for _, one in named for key in one.evaluation.get('protocol', ()))
         )):
-    known = [(name, one) for name, one in named if one.evaluation.get('protocol') and one.data]
+    evaluated = 'protocol' if what.startswith('the protocol') else 'step'
+    known = [(name, one) for name, one in named if evaluated in one.evaluation and one.data]
     parts = group(known, lambda pair, fact=fact: json.dumps(fact(pair[1])))
     if len(parts) > 1:
       sides = '; '.join(f'{_short_json(value)}: {_names([name for name, _ in members])}'

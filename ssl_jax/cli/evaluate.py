@@ -1,5 +1,6 @@
 """`python -m ssl_jax evaluate`: what a run's representation is worth, by the fixed protocol."""
 
+import argparse
 import json
 import pathlib
 import sys
@@ -18,7 +19,7 @@ from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import DataError
 from ssl_jax.evals.health import health
 from ssl_jax.evals.protocol import Representation, describe, fixed_protocol, format_table
-from ssl_jax.evals.protocols import PROTOCOLS, format_protocols, run_protocols
+from ssl_jax.evals.protocols import PROTOCOLS, check, format_protocols, run_protocols
 from ssl_jax.schema import did_you_mean
 from ssl_jax.train.step import example_keys
 
@@ -35,9 +36,9 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--workdir', metavar='FOLDER', help='a run')
   parser.add_argument('--step', type=int, help='which checkpoint; default the newest')
   parser.add_argument('--seed', type=int, default=0, help='of label draws and the held-out part')
-  parser.add_argument('--protocols', default=FIXED, metavar='NAME,...', help='which protocols: '
-                      f'{FIXED} (the table of all representations) and, for the trained one, '
-                      f'{", ".join(PROTOCOLS)}')
+  parser.add_argument('--protocols', type=_names, default=FIXED, metavar='NAME,...',
+                      help=f'which protocols: {FIXED} (the table of all representations) and, for '
+                      f'the trained one, {", ".join(PROTOCOLS)}')
   parser.add_argument('--fractions', action='store_true', help='also 1 %% and 10 %% of the labels')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache')
   args, _ = parser.read(argv)
@@ -45,7 +46,7 @@ def run(argv: list[str]) -> int:
     parser.error('needs --workdir=FOLDER')
   if args.seed < 0:
     parser.error(f'--seed must be at least 0, got {args.seed}')
-  names = _names(parser, args.protocols)
+  names = args.protocols
   use_compilation_cache(args.cache_dir)
   began = time.monotonic()
   run = runs.load(args.workdir, step=args.step)
@@ -82,11 +83,13 @@ def _finish(args, result: dict, began: float) -> int:
   return 0
 
 
-def _names(parser: Parser, text: str) -> list[str]:
+def _names(text: str) -> list[str]:
+  """Checked while arguments are parsed, so that `sweep` can ask with --help."""
   names = [name.strip() for name in text.split(',') if name.strip()]
   for name in names or ['']:
     if name not in (FIXED, *PROTOCOLS):
-      parser.error(f'--protocols: {name!r} is unknown{did_you_mean(name, (FIXED, *PROTOCOLS))}')
+      raise argparse.ArgumentTypeError(
+        f'{name!r} is unknown{did_you_mean(name, (FIXED, *PROTOCOLS))}')
   return names
 
 
@@ -120,13 +123,20 @@ def _fixed(run: runs.Run, data: runs.Splits, classes: int, args) -> dict:
 
 def _named(run: runs.Run, data: runs.Splits, classes: int, names: list[str], args) -> dict:
   """The protocols of the literature on the trained encoder."""
-  results = []
+  results, path = [], pathlib.Path(args.workdir).expanduser() / runs.EVALUATION
   made = material(run, data, classes, names, args.seed)
+  check(names, made)
   for name in names:
     print(f'evaluating {name} ...', file=sys.stderr, flush=True)
     results += run_protocols([name], made, seed=args.seed)
+    # What is finished stays, whatever happens to the next.
+    _write(path, dict(step=run.step, protocols=_rows(results, args.seed)))
   print(format_protocols(results))
-  return dict(protocols=[result._asdict() for result in results])
+  return dict(protocols=_rows(results, args.seed))
+
+
+def _rows(results, seed: int) -> list[dict]:
+  return [dict(result._asdict(), seed=seed) for result in results]
 
 
 def representations(run: runs.Run, data: runs.Splits, healths: list) -> Iterator[Representation]:

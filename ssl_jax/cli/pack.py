@@ -19,6 +19,7 @@ from ssl_jax.data.images import EncodedImages, centre, decode
 from ssl_jax.data.sources import DataError, UnreadableImage
 from ssl_jax.data.tensorflow_datasets import tfds
 from ssl_jax.data.unreadable import Fault, Unreadable
+from ssl_jax.schema import ConfigError
 
 DESCRIPTION = '''Writes images as shards that are read fast, in any order, from few files. Images are
 made smaller (shorter side) but never larger; damaged ones are left out and named. All or nothing: an
@@ -33,6 +34,8 @@ def run(argv: list[str]) -> int:
   encode = partial(_encode, encoding=args.encoding, size=args.size, channels=args.channels,
                    quality=args.quality)
   out = pathlib.Path(args.out).expanduser()
+  if out.exists() and not out.is_dir():
+    raise ConfigError(f'--out={args.out} is a file; give a folder')
   out.mkdir(parents=True, exist_ok=True)
   progress = _Progress(len(source))
   with _pool(args.workers, source, encode) as run_all:
@@ -74,6 +77,8 @@ def _arguments(argv: list[str]):
   args, _ = parser.read(argv)
   if not args.out or (args.folder is None) == (args.tfds is None):
     parser.error('needs --out=FOLDER and one of --folder=FOLDER and --tfds=NAME')
+  if not 1 <= args.quality <= 100:
+    parser.error(f'--quality must be between 1 and 100, got {args.quality}')
   for name, low in (('size', 1), ('shards', 1), ('workers', 0)):
     if getattr(args, name) < low:
       parser.error(f'--{name} must be at least {low}, got {getattr(args, name)}')
@@ -85,10 +90,15 @@ def _arguments(argv: list[str]):
 def _source(args) -> EncodedImages:
   options = dict(split=args.split, size=args.size, channels=args.channels, crop='device',
                  unreadable=args.unreadable)
-  if args.folder is not None:
-    return image_folder(path=args.folder, **options)
-  return tfds(builder=args.tfds, data_dir=args.data_dir, image=args.image,
-              label=None if args.label == 'none' else args.label, **options)
+  try:
+    if args.folder is not None:
+      return image_folder(path=args.folder, **options)
+    return tfds(builder=args.tfds, data_dir=args.data_dir, image=args.image,
+                label=None if args.label == 'none' else args.label, **options)
+  except DataError:
+    raise
+  except ValueError as error:
+    raise ConfigError(str(error)) from error
 
 
 # --- one image ------------------------------------------------------------------------------------

@@ -142,8 +142,26 @@ def _folder_of_split(path: str, split: str) -> str:
 
 
 def _holds_splits(folder: epath.Path) -> bool:
-  return all(path.name in SPLITS for path in folder.iterdir()
-             if not path.name.startswith('.') and path.is_dir())
+  """Whether the folders in `folder` are splits rather than classes.
+
+  Raises:
+    DataError: some have the names of splits and others hold images: nobody can tell.
+  """
+  names = [path.name for path in folder.iterdir()
+           if not path.name.startswith('.') and path.is_dir()]
+  others = [name for name in names if name not in SPLITS]
+  if len(names) - len(others) < 2:  # 'train' alone among others may be a class
+    return not others
+  if with_images := [name for name in others if _has_images(folder / name)]:
+    raise DataError(f'{folder} holds splits ({", ".join(sorted(set(names) & set(SPLITS)))}) beside '
+                    f'other folders of images ({", ".join(sorted(with_images)[:5])}): move these '
+                    f"away, or write '{{split}}' in the path")
+  return True
+
+
+def _has_images(folder: epath.Path) -> bool:
+  walked = _local_walk(str(folder)) if '://' not in str(folder) else _remote_walk(str(folder))
+  return any(name.lower().endswith(SUFFIXES) for _, _, files in walked for name, _ in files)
 
 
 # --- the index ------------------------------------------------------------------------------------

@@ -128,6 +128,37 @@ class _FileArrays(ArraySource):
     return type(self), self._origin
 
 
+class Renumbered:
+  """A source whose labels count the classes as another source does: each split numbers its own."""
+
+  def __init__(self, source: Source, classes: tuple[str, ...]):
+    """Raises DataError for a class of `source` that is not among `classes`."""
+    if unknown := [name for name in source.classes if name not in classes]:
+      raise DataError(f'the classes {", ".join(unknown[:10])} are not among those of training: '
+                      f'{", ".join(classes[:10])}{" ..." if len(classes) > 10 else ""}')
+    self._source, self.classes = source, tuple(classes)
+    self._numbers = np.array([classes.index(name) for name in source.classes], np.int32)
+
+  def __getattr__(self, name: str):
+    if name.startswith('_'):  # Before unpickling has set anything.
+      raise AttributeError(name)
+    value = getattr(self._source, name)
+    if name == 'labels':
+      return None if value is None else self._numbers[value]
+    if name in ('take', 'draw'):
+      return lambda *args, **options: self._fields(value(*args, **options))
+    return value
+
+  def __len__(self) -> int:
+    return len(self._source)
+
+  def __getitem__(self, index: int) -> dict[str, np.ndarray]:
+    return self._fields(self._source[index])
+
+  def _fields(self, fields):
+    return fields if 'label' not in fields else {**fields, 'label': self._numbers[fields['label']]}
+
+
 # --- the choices of config.data.name --------------------------------------------------------------
 
 

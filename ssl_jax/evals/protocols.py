@@ -364,6 +364,24 @@ def check_names(names: Sequence[str]) -> None:
       raise ValueError(f'unknown protocol {name!r}; {hint}There are {", ".join(PROTOCOLS)}')
 
 
+# Neighbours that a protocol asks for, so many training rows it needs at least.
+LEAST_ROWS = {'dino_knn': 200, 'instdisc_knn': 200}
+
+
+def check(names: Sequence[str], material: Material) -> None:
+  """Raises ValueError for what can be known to be wrong before a protocol runs."""
+  check_names(names)
+  rows = len(material.train_features)
+  for name in names:
+    least = LEAST_ROWS.get(name, 1)
+    if rows < least:
+      raise ValueError(f'protocol {name} looks at {least} neighbours, and there are only {rows} '
+                       f'training examples; leave it out')
+    field, what = NEEDS.get(name, (None, None))
+    if field is not None and getattr(material, field) is None:
+      raise ValueError(f'protocol {name!r} needs {what}: give Material.{field}')
+
+
 def run_protocols(names: Sequence[str], material: Material, *, seed: int = 0) -> list[Result]:
   """Runs protocols by name, in the order given.
 
@@ -373,11 +391,7 @@ def run_protocols(names: Sequence[str], material: Material, *, seed: int = 0) ->
     ValueError: an unknown protocol; material that is missing; see `labelled_pair`; a training set
       too small for a protocol (fewer than 200 rows for kNN, 10 of a class for `fewshot_ridge`).
   """
-  check_names(names)
-  for name in names:
-    field, what = NEEDS.get(name, (None, None))
-    if field is not None and getattr(material, field) is None:
-      raise ValueError(f'protocol {name!r} needs {what}: give Material.{field}')
+  check(names, material)
   train, test = labelled_pair(*material[:4], material.classes)
   material = material._replace(train_features=train[0], train_labels=train[1],
                                test_features=test[0], test_labels=test[1])

@@ -90,8 +90,21 @@ def test_a_full_disk_is_known_before(photos, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('words, message', [
   (['--out=x'], 'one of --folder'), (['--folder=a', '--tfds=b', '--out=x'], 'one of --folder'),
+  (['--folder=a', '--out=x', '--quality=500'], 'between 1 and 100'),
   (['--folder=a', '--out=x', '--shards=0'], 'at least 1')])
 def test_wrong_options(words, message, capsys):
   with pytest.raises(SystemExit) as stop:
     main(['pack', *words])
   assert stop.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('words, message', [
+  (['--split=val'], "to have a split 'val'"), (['--unreadable=2'], 'unreadable'),
+  (['--channels=2'], 'channels'), (['--tfds=nowhere'], 'nowhere')])
+def test_what_the_data_refuse_is_answered_in_words(words, message, tmp_path, capsys):
+  Image.new('RGB', (8, 8)).save(tmp_path / 'one.png')
+  folder = [] if words[0].startswith('--tfds') else [f'--folder={tmp_path}']
+  assert main(['pack', *folder, f'--out={tmp_path}/out', *words]) in (2, 3)
+  assert message in capsys.readouterr().err
+  (tmp_path / 'file').write_text('')
+  assert main(['pack', f'--folder={tmp_path}', f'--out={tmp_path}/file']) == 2

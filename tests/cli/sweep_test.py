@@ -294,7 +294,8 @@ def test_a_single_setting_is_not_called_the_best(world, capsys):
 
 @pytest.mark.parametrize('arguments, words', [
   (['--grid.batch_size=8', '--grid.batch_size=16'], 'given twice'),
-  (['--evaluate.workdir=x'], 'the sweep itself sets this')])
+  (['--evaluate.workdir=x'], 'the sweep itself sets this'),
+  (['--evaluate.protocols=simclr_linaer'], "did you mean 'simclr_linear'")])
 def test_wrong_arguments(world, arguments, words):
   with pytest.raises(ConfigError, match=words):
     go(world, *arguments)

@@ -84,6 +84,19 @@ def test_a_class_may_be_called_train(tmp_path):
   assert image_folder(path=str(tmp_path / 'photos')).classes == ('car', 'train')
 
 
+def test_other_folders_beside_splits(tmp_path):
+  """Annotations do not make classes of train and test; images nobody can place are refused."""
+  for split in ('train', 'test'):
+    write(tmp_path / 'photos' / split / 'a' / '1.png', 0)
+  (tmp_path / 'photos' / 'annotations').mkdir()
+  (tmp_path / 'photos' / 'annotations' / 'all.xml').write_text('<xml/>')
+  source = image_folder(path=str(tmp_path / 'photos'))
+  assert source.classes == ('a',) and len(source) == 1
+  write(tmp_path / 'photos' / 'more' / '1.png', 0)
+  with pytest.raises(DataError, match=r'splits \(test, train\) beside other folders.*more'):
+    image_folder(path=str(tmp_path / 'photos'))
+
+
 def test_a_class_without_images_keeps_its_number(tmp_path):
   (tmp_path / 'photos' / 'a').mkdir(parents=True)
   write(tmp_path / 'photos' / 'b' / '1.png', 0)

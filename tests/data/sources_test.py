@@ -12,7 +12,13 @@ import numpy as np
 import pytest
 
 from ssl_jax.data import sources
-from ssl_jax.data.sources import ArraySource, DataError, array_files, fashion_mnist_12k
+from ssl_jax.data.sources import (
+  ArraySource,
+  DataError,
+  Renumbered,
+  array_files,
+  fashion_mnist_12k,
+)
 
 FASHION_MNIST_NPZ = 'ssl_jax/data/embedded/fashion_mnist_12k/fashion_mnist_12k.npz'
 # Of the decoded arrays, as tools/make_fashion_mnist.py prints them.
@@ -215,3 +221,16 @@ def test_the_tool_reproduces_the_file(tmp_path, root):
       np.testing.assert_array_equal(again[name], shipped[name])
   if 'ng' not in zlib.ZLIB_RUNTIME_VERSION:
     assert (tmp_path / 'again.npz').read_bytes() == (root / FASHION_MNIST_NPZ).read_bytes()
+
+
+def test_labels_are_numbered_as_those_of_another_split():
+  """By the names of classes: a split that lacks one numbers the others differently."""
+  test = ArraySource({'image': np.zeros((3, 4, 4, 1), np.uint8), 'label': np.array([0, 1, 1])})
+  test.classes = ('bees', 'cows')
+  mapped = pickle.loads(pickle.dumps(Renumbered(test, ('ants', 'bees', 'cows'))))
+  np.testing.assert_array_equal(mapped.labels, [1, 2, 2])
+  np.testing.assert_array_equal(mapped.take(np.array([2, 0]))['label'], [2, 1])
+  assert mapped[1]['label'] == 2 and len(mapped) == 3 and not hasattr(mapped, 'draw')
+  assert mapped.fingerprint() == test.fingerprint()
+  with pytest.raises(DataError, match='classes cows are not among those of training: ants, bees'):
+    Renumbered(test, ('ants', 'bees'))
