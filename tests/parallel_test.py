@@ -93,3 +93,34 @@ def test_weighted_mean_is_not_a_mean_of_means():
   got = mean(split(values), split(weights))
   np.testing.assert_allclose(got, np.full(8, np.average(values, weights=weights)), rtol=1e-5)
   assert parallel.weighted_mean(values, np.zeros_like(weights)) == 0
+
+
+@pytest.mark.parametrize('check_vma', [True, False])
+def test_as_varying_sums_the_gradients_of_a_custom_rule(check_vma):
+  """What a rule returns is the part of this device: declared so, shard_map adds them up."""
+  @jax.custom_vjp
+  def product(w, x):
+    return w * x
+
+  product.defvjp(lambda w, x: (w * x, (w, x)),
+                 lambda saved, g: (jnp.sum(g * saved[1], keepdims=True), g * saved[0]))
+
+  def gradient(w, x, door):
+    total = lambda w: parallel.psum(product(parallel.as_varying(w, door), x).sum(), door)
+    grad = jax.grad(total)(w)
+    # Unchecked, each device has its own part, times the number of devices.
+    return grad if check_vma or door is None else parallel.pmean(grad, door)
+
+  w, x = jnp.ones(1), jnp.arange(8.)
+  spread = jax.shard_map(lambda w, x: gradient(w, x, 'data'), mesh=parallel.make_mesh(),
+                         in_specs=(P(), P('data')), out_specs=P(), check_vma=check_vma)
+  np.testing.assert_allclose(jax.jit(spread)(w, x), gradient(w, x, None))
+
+
+def test_as_varying_changes_no_value_and_no_dtype():
+  tree = {'a': jnp.arange(3), 'b': jnp.ones(2, jnp.bfloat16)}
+  assert parallel.as_varying(tree, None) is tree
+  got = jax.vmap(lambda _: parallel.as_varying(tree, 'i'), axis_name='i')(jnp.zeros(4))
+  for name, x in tree.items():
+    assert got[name].dtype == x.dtype
+    np.testing.assert_array_equal(got[name][3], x)

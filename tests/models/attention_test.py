@@ -1,23 +1,46 @@
-"""Attention against its formula, one head of one example after the other."""
+"""Attention against its formula, one token of one head of one example after the other."""
+
+import os
+import re
+import subprocess
+import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
+from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from ssl_jax.models.attention import attention
 
+# 256 tokens in three documents and padding, for the TPU kernel: its length is a multiple of 128.
+DOCUMENTS = np.array([[1] * 100 + [2] * 60 + [3] * 70 + [0] * 26, [1] * 256], np.int32)
+SEEN = {'everything': {}, 'causal': {'causal': True}, 'window': {'window': 5},
+        'causal window': {'causal': True, 'window': 5}}
+each_mask = pytest.mark.parametrize('seen', SEEN.values(), ids=SEEN)
 
-def operands():
+
+def operands(queries=5, keys=6):
   rng = np.random.default_rng(0)
-  return rng.normal(size=(2, 5, 3, 4)), *rng.normal(size=(2, 2, 6, 3, 4))
+  return rng.normal(size=(2, queries, 3, 4)), *rng.normal(size=(2, 2, keys, 3, 4))
 
 
-def expected(q, k, v):
+def sees(i, j, segments, causal=False, window=None):
+  return (segments[i] == segments[j] and not (causal and j > i)
+          and not (window is not None and abs(i - j) > window // 2))
+
+
+def expected(q, k, v, segments=None, drop=None, **seen):
   y = np.zeros_like(q)
-  for example, head in np.ndindex(2, 3):
-    weights = np.exp(q[example, :, head] @ k[example, :, head].T / np.sqrt(4))
-    weights /= weights.sum(1, keepdims=True)
-    y[example, :, head] = weights @ v[example, :, head]
+  for example, i, head in np.ndindex(q.shape[:3]):
+    weights = np.exp(k[example, :, head] @ q[example, i, head] / np.sqrt(q.shape[-1]))
+    if segments is not None:
+      weights = weights * [sees(i, j, segments[example], **seen) for j in range(k.shape[1])]
+    weights /= weights.sum()
+    if drop is not None:
+      weights = weights * drop[example, head, i]
+    y[example, i, head] = weights @ v[example, :, head]
   return y
 
 
@@ -40,3 +63,103 @@ def test_half_precision_has_a_softmax_in_float32():
   v = jnp.array([0., 1.], jnp.bfloat16).reshape(1, 2, 1, 1).repeat(2, -1)
   share = 1 / (1 + np.exp(-1 / np.sqrt(2)))
   np.testing.assert_allclose(attention(q, k, v)[0, 0, 0, 0], share, atol=4e-3)
+
+
+@each_mask
+@pytest.mark.parametrize('implementation', ['plain', 'xla', 'auto'])
+def test_documents_causality_and_windows(seen, implementation):
+  q, k, v = (x.astype(np.float32) for x in operands(8, 8))
+  segments = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1] * 8], np.int32)
+  got = attention(*map(jnp.asarray, (q, k, v)), segments=jnp.asarray(segments), **seen,
+                  implementation=implementation)
+  np.testing.assert_allclose(got, expected(q, k, v, segments, **seen), atol=2e-6)
+
+
+def test_dropped_weights_are_not_normalised_again():
+  q, k, v = operands()
+  drop = np.random.default_rng(1).integers(0, 2, (2, 3, 5, 6)) * 2.
+  with jax.enable_x64(True):
+    got = attention(*map(jnp.asarray, (q, k, v, )), drop=jnp.asarray(drop), implementation='auto')
+  np.testing.assert_allclose(got, expected(q, k, v, drop=drop), rtol=1e-12)
+
+
+@pytest.mark.parametrize('implementation', ['xla', 'cudnn', 'splash'])
+def test_only_the_plain_form_drops(implementation):
+  q, k, v = map(jnp.asarray, operands())
+  with pytest.raises(ValueError, match=f'needs the implementation plain, not {implementation}'):
+    attention(q, k, v, drop=jnp.ones((2, 3, 5, 6)), implementation=implementation)
+
+
+def test_wrong_arguments_are_refused():
+  q, k, v = map(jnp.asarray, operands(6))
+  with pytest.raises(ValueError, match="one of .*'splash'.*, not 'flash'"):
+    attention(q, k, v, implementation='flash')
+  with pytest.raises(ValueError, match='multiple of 128, not 6'):
+    attention(q, k, v, implementation='splash')
+
+
+# --- the TPU kernel -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize('seen', [
+  {}, {'window': 32}, {'causal': True, 'window': 33}], ids=str)
+def test_the_kernel_interpreted_equals_plain_attention(seen, monkeypatch):
+  monkeypatch.setattr(splash, 'make_splash_mha_single_device', partial(
+    splash.make_splash_mha_single_device, interpret=True))
+  rng = np.random.default_rng(0)
+  q, k, v, g = rng.normal(size=(4, 2, 256, 1, 64)).astype(np.float32)
+
+  def run(implementation):
+    total = lambda *qkv: (attention(*qkv, segments=jnp.asarray(DOCUMENTS), **seen,
+                                    implementation=implementation) * g).sum()
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
+
+  close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
+  jax.tree.map(close, run('splash'), run('plain'))
+
+
+COMPILE_FOR_TPU = """
+import jax, jax.numpy as jnp
+from jax.experimental import topologies
+from jax.sharding import NamedSharding, PartitionSpec as P
+from ssl_jax.models.attention import attention
+from ssl_jax.parallel import make_mesh
+def compiled(name, bounds, shape, **kwargs):
+  devices = topologies.get_topology_desc(
+    platform='tpu', topology_name=name, chips_per_host_bounds=bounds).devices
+  mesh = make_mesh({'data': len(devices)}, devices)
+  place = lambda shape, dtype: jax.ShapeDtypeStruct(
+    shape, dtype, sharding=NamedSharding(mesh, P('data')))
+  q, segments = place(shape, jnp.bfloat16), place(shape[:2], jnp.int32)
+  total = lambda q, k, v, s: attention(
+    q, k, v, segments=s, implementation='auto', mesh=mesh, **kwargs).astype(jnp.float32).sum()
+  return jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, q, q, segments).compile()
+long = compiled('v5e:1x1', [1, 1, 1], (8, 4096, 12, 64))
+print('calls', long.as_text().count('tpu_custom_call'), long.memory_analysis().temp_size_in_bytes)
+spread = compiled('v5e:2x4', [2, 4, 1], (16, 1024, 2, 64), window=128).as_text()
+gathers = sum(spread.count(name) for name in ('all-gather(', 'all-to-all(', 'all-reduce('))
+print('spread', spread.count('tpu_custom_call'), gathers)
+"""
+
+
+def test_long_rows_on_a_tpu_go_through_its_kernel(root):
+  """The gradient for 8 rows of 4096 tokens on one chip, for 16 rows over 8 chips."""
+  pytest.importorskip('libtpu')
+  environment = os.environ | dict(
+    JAX_PLATFORMS='cpu', ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1',
+    PYTHONPATH=str(root))
+  result = subprocess.run([sys.executable, '-c', COMPILE_FOR_TPU], env=environment,
+                          capture_output=True, text=True, timeout=300, check=False)
+  found = dict((line[0], list(map(int, line[1:]))) for line in map(str.split, re.findall(
+    r'^(?:calls|spread) .*', result.stdout, re.MULTILINE)))
+  assert set(found) == {'calls', 'spread'}, result.stderr[-2000:]
+  assert found['calls'][0] and found['calls'][1] < 2**30  # plain attention: 9.2 GB
+  assert found['spread'][0] and not found['spread'][1]
+
+
+def test_short_rows_do_not():
+  run = lambda length, platform: jax.jit(partial(attention, implementation='auto')).trace(
+    *[jax.ShapeDtypeStruct((1, length, 1, 64), jnp.bfloat16)] * 3).lower(
+      lowering_platforms=(platform,)).as_text()
+  assert 'tpu_custom_call' in run(1024, 'tpu')
+  assert 'tpu_custom_call' not in run(512, 'tpu') and 'tpu_custom_call' not in run(1024, 'cpu')

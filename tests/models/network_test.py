@@ -257,3 +257,26 @@ def test_chunks_inside_shard_map_equal_the_whole_batch(x):
   got_z, got_new = jax.jit(spread)(x)
   np.testing.assert_allclose(got_z, z, atol=1e-6)
   jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-6, atol=1e-7), got_new, new)
+
+
+class Fields(nn.Module):
+  """Inputs of several fields, outputs of several shapes."""
+
+  @nn.compact
+  def __call__(self, x, mode):
+    h = nn.Dense(6)(x['a']) * x['b'][:, None]
+    return h.sum(1), (h, x['b'] * 1)
+
+
+def test_chunks_of_a_mapping_equal_the_whole_batch(x):
+  net, batch = from_linen(Fields()), {'a': x, 'b': jnp.arange(ROWS, dtype=jnp.int32)}
+  params, state = start(net, batch)
+  apply = lambda net: jax.jit(lambda p: net.apply(p, state, batch, Mode(True))[0])(params)
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-6),
+               apply(chunked(net, 4)), apply(net))
+  loss = lambda net: jax.jit(jax.grad(lambda p: coupled(
+    net.apply(p, state, batch, Mode(True))[0][1][0] / ROWS)))(params)
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-5), loss(chunked(net, 4)),
+               loss(net))
+  with pytest.raises(ValueError, match='a batch of 16 rows does not split into chunks of 5'):
+    chunked(net, 5).apply(params, state, batch, Mode(True))
