@@ -9,7 +9,9 @@ import sys
 
 import pytest
 
-from ssl_jax import cli
+from ssl_jax import build, cli
+from ssl_jax.models.transformer import ARCHITECTURES
+from ssl_jax.views import masks
 
 ROOT = pathlib.Path(__file__).parent.parent
 EXAMPLE = (ROOT / 'examples' / 'reuse.py').read_text()
@@ -36,7 +38,10 @@ def test_the_documents_show_the_example_that_runs(tag):
   assert excerpts()[tag].count('\n') <= 16  # ten lines or so
 
 
-EXECUTED = ('data', 'recipes', 'evaluation', 'reuse', 'sweeps')
+# Configs of published encoders.
+RECIPES = ('bert_base_wikipedia', 'roberta_base', 'electra_small', 'modernbert_base',
+           'bert_large_lamb_mlperf')
+EXECUTED = ('data', 'text', 'recipes', 'evaluation', 'reuse', 'sweeps')
 
 
 @pytest.fixture(scope='module')
@@ -72,6 +77,23 @@ def test_the_code_of_the_documents_runs(name, tmp_path, monkeypatch, request):
     elif kind == 'sh':
       done = subprocess.run(['bash', '-ec', code], capture_output=True, text=True)
       assert done.returncode == 0, f'{code}\n{done.stderr}'
+
+
+def profile_rows() -> list[str]:
+  """The table of masking profiles in docs/text.md."""
+  yes = {False: 'no', True: 'yes'}
+  return [
+    f'| `{name}` | {p.rate:g} | {p.count} | '
+    f'{p.masked:g} / {p.changed:g} / {1 - p.masked - p.changed:.2g} | {yes[p.exact]} | '
+    f"{yes[p.repeats]} | {'can be chosen' if p.special else 'never'} | {p.drawn} |"
+    for name, p in masks.PROFILES.items()]
+
+
+def test_the_tables_of_text_are_those_of_the_code():
+  text = (ROOT / 'docs' / 'text.md').read_text()
+  assert '\n'.join(profile_rows()) in text
+  for name in (*ARCHITECTURES, *build.TEXT, *(f'{kind}.py' for kind in RECIPES)):
+    assert f'{name}`' in text, name
 
 
 def commands() -> list[list[str]]:
