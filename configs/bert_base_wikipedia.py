@@ -32,6 +32,7 @@ def get_config(arg: str = '') -> ConfigDict:
                       special=SPECIAL, slots=None if smoke else 80 if phase2 else 20)
   config.network = dict(name='transformer', architecture='bert_base', vocabulary=VOCABULARY,
                         types=0, activation='gelu_tanh', scan=not smoke,
+                        remat='dots' if phase2 else None,
                         dtype='float32' if smoke else 'bfloat16')
   if smoke:
     config.data = dict(name='wordnet_glosses', split='train', length=32)

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 import optax
+from flax import linen as nn
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -171,7 +172,7 @@ def image_views(config) -> Views:
 
 def network(config) -> Network:
   """Backbone and head as one network, in chunks if `config.microbatch` says so."""
-  net = from_linen(_module(config))
+  net = from_linen(module(config))
   if not config.microbatch:
     return net
   count = _views_at_once(config)
@@ -179,7 +180,8 @@ def network(config) -> Network:
   return chunked(net, config.microbatch * count, block=math.lcm(*groups) if groups else count)
 
 
-def _module(config):
+def module(config) -> nn.Module:
+  """Backbone and head as one Linen module."""
   backbone = call('network', config.network, NETWORKS)
   if not isinstance(backbone, transformer.Transformer):
     return with_head(backbone, call('head', config.head, HEADS))
@@ -194,7 +196,7 @@ def method(config, on_batch: Placement = local) -> Method:
   others = {key: _second_network(f'method.{key}', spec.pop(key)) for key, parameter in known.items()
             if parameter.annotation is Network and key in spec}
   made = call('method', spec, modules(methods), network(config), on_batch=on_batch, **others)
-  return _freeze(made, _module(config))
+  return _freeze(made, module(config))
 
 
 def _second_network(section: str, spec) -> Network:
@@ -203,7 +205,7 @@ def _second_network(section: str, spec) -> Network:
   return from_linen(transformer.LanguageModel(backbone, language_heads.masked_lm()))
 
 
-def _freeze(made: Method, module) -> Method:
+def _freeze(made: Method, module: nn.Module) -> Method:
   """`made`, with what `module` never trains kept from the optimizer too, whose decay would act."""
   if not getattr(module, 'fixed', ()):
     return made

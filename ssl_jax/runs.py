@@ -16,11 +16,12 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
+from flax import linen as nn
 from ml_collections import ConfigDict
 
 from ssl_jax import build
 from ssl_jax.data.batches import in_order
-from ssl_jax.data.sources import Renumbered, Source
+from ssl_jax.data.sources import DataError, Renumbered, Source
 from ssl_jax.data.tokenize import Tokenizer
 from ssl_jax.data.tokenize import load as load_tokenizer
 from ssl_jax.evals import texts
@@ -61,6 +62,11 @@ class Run(NamedTuple):
   @property
   def variables(self) -> dict[str, PyTree]:
     return {'params': self.params, 'state': self.state}
+
+  @property
+  def module(self) -> nn.Module:
+    """Backbone and head as a Linen module, of `method.encoder(params, state)`; for export."""
+    return build.module(self.config)
 
   def fill_masks(self, text: str, count: int = 5) -> list[list[texts.Guess]]:
     """The `count` most probable tokens for each '[MASK]' in `text`, of a masked language model."""
@@ -163,11 +169,16 @@ def splits(config) -> Splits:
   """Both splits, their labels numbered alike.
 
   Raises:
-    DataError: a class of the test split that training does not have.
+    DataError: a class of the test split that training does not have, or names of classes in one
+      split only.
   """
   train, test = (build.source(config, split) for split in
                  (config.evaluate.train_split, config.evaluate.test_split))
   classes, others = (tuple(getattr(source, 'classes', ())) for source in (train, test))
+  if not (classes and others) and classes != others and all(
+      getattr(source, 'labels', None) is not None for source in (train, test)):
+    raise DataError('the labels of one split are names, those of the other are numbers: '
+                    f'{classes or others}')
   if classes and others and classes != others:
     test = Renumbered(test, classes)
   return Splits(train, test)

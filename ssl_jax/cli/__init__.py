@@ -39,7 +39,9 @@ def main(argv: list[str] | None = None) -> int:
   _quiet_start()
   try:
     # Imported only now: `--help` and a typo should not wait for JAX.
-    return importlib.import_module(f'ssl_jax.cli.{command}').run(argv[1:])
+    module = importlib.import_module(f'ssl_jax.cli.{command}')
+    importlib.import_module('ssl_jax.data.unreadable').forget()
+    return module.run(argv[1:])
   except Exception as error:
     code, lines = explain(error)
     if code == 1:
@@ -62,8 +64,9 @@ def explain(error: Exception) -> tuple[int, list[str]]:
   code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 1)
   if code == 1 and isinstance(error, OSError) and error.filename is not None:
     code = DATA
-  missing = re.match(r'Please install (\w+)', str(error)) if isinstance(error, ImportError) else None
-  if missing:  # etils.epath about the file system of a remote path
+  missing = re.match(r'(?:Please i|I)nstall (\w+) to access', str(error)) if (
+    isinstance(error, ImportError)) else None
+  if missing:  # fsspec about the file system of a remote path
     return DATA, [f'error (data or checkpoint): paths of this kind need the package {missing[1]}: '
                   f'pip install {missing[1]}']
   what = {CONFIGURATION: 'configuration', DATA: 'data or checkpoint', NUMERICS: 'numerics'}

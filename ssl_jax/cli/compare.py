@@ -41,6 +41,7 @@ HEALTH = {'effective_rank': 'effective rank', 'spread': 'spread', 'alignment': '
 BESIDE = ('_std', '_weight_decay')
 LONGEST = 40  # characters of a value in a table
 NAMED = 3  # runs named in one warning
+SPAN = 10  # steps between two times that are close enough to tell a speed
 
 
 class Outcome(NamedTuple):
@@ -178,15 +179,28 @@ def training(lines: Sequence[Mapping[str, Any]], batch_size: int) -> dict[str, f
   times = [(line['step'], line['seconds']) for line in lines if 'seconds' in line]
   if times:
     found['seconds'] = times[-1][1]
+  rate = steps_per_second(times)
+  return found if rate is None else dict(found, images_per_second=batch_size * rate)
+
+
+def steps_per_second(times: Sequence[tuple[int, float]]) -> float | None:
+  """Of training alone, by the (step, seconds) of lines of metrics; None where they cannot tell.
+
+  A step's line is written while the next step runs, or after it, but at once where training ends or
+  pauses: two lines are up to one step nearer or farther than their steps. Only spans of `SPAN` steps
+  and more are taken therefore; two neighbouring lines may be microseconds apart.
+  """
   # A step may have several lines, the last of them written after an evaluation: training goes from
-  # there to the first line of the next step. The median leaves out steps that waited for a save.
+  # there to the first line of the next step.
   first, last = dict(reversed(times)), dict(times)
-  logged = sorted(first)
-  rates = [(b - a) / (first[b] - last[a]) for a, b in zip(logged, logged[1:], strict=False)
-           if first[b] > last[a]]
-  if rates:
-    found['images_per_second'] = batch_size * float(np.median(rates))
-  return found
+  logged, rates, steps, seconds = sorted(first), [], 0, 0.
+  for a, b in zip(logged, logged[1:], strict=False):
+    steps, seconds = steps + b - a, seconds + first[b] - last[a]
+    if steps >= SPAN and seconds > 0:
+      rates.append(steps / seconds)
+      steps, seconds = 0, 0.
+  # The median leaves out spans that waited for a save.
+  return float(np.median(rates)) if rates else None
 
 
 def _json(path: pathlib.Path) -> dict[str, Any]:
@@ -227,9 +241,12 @@ def accuracy_table(found: Sequence[Group]) -> str:
   Below it, where the protocols of the literature have chosen their hyper-parameters.
   """
   names, rows = accuracy_names(found), []
+  choices = [choice for one in found for outcome in one.runs.values()
+             for choice in outcome.evaluation.get('protocols', ())]
+  many = len({choice.get('seed') for choice in choices}) > 1
   notes = dict.fromkeys(
-    f'* {choice["protocol"]}: selection {choice["selection"]}' for one in found
-    for outcome in one.runs.values() for choice in outcome.evaluation.get('protocols', ()))
+    f'* {choice["protocol"]}: selection {choice["selection"]}'
+    + f' (seed {choice.get("seed", "not recorded")})' * many for choice in choices)
   for one in found:
     tables = [outcome.accuracies for outcome in one.runs.values()]
     n = sum(bool(table) for table in tables)
@@ -319,11 +336,14 @@ def warnings(named: Sequence[tuple[str, Outcome]]) -> list[str]:
       ('the training data', lambda one: [one.data.get(key) for key in ('source', 'length')]),
       ('the split whose labels train the probes', lambda one: one.config['evaluate.train_split']),
       ('the split that is measured', lambda one: one.config['evaluate.test_split']),
+      *((f'the seed of {key}', lambda one, key=key: _seeds(one).get(key))
+        for key in dict.fromkeys(key for _, one in named for key in _seeds(one))),
       *((f'the protocol ({key})', lambda one, key=key: one.evaluation['protocol'].get(key))
         for key in dict.fromkeys(key for _, one in named for key in one.evaluation.get('protocol', ()))
         )):
     evaluated = 'protocol' if what.startswith('the protocol') else 'step'
-    known = [(name, one) for name, one in named if evaluated in one.evaluation and one.data]
+    known = [(name, one) for name, one in named if evaluated in one.evaluation and one.data
+             and not (what.startswith('the seed of') and fact(one) is None)]
     parts = group(known, lambda pair, fact=fact: json.dumps(fact(pair[1])))
     if len(parts) > 1:
       sides = '; '.join(f'{_short_json(value)}: {_names([name for name, _ in members])}'
@@ -332,6 +352,12 @@ def warnings(named: Sequence[tuple[str, Outcome]]) -> list[str]:
   for name, one in named:
     found += [f'{name}: {text}' for text in _gaps(one)]
   return found
+
+
+def _seeds(one: Outcome) -> dict[str, int | str]:
+  """{named protocol: the seed it was evaluated with}"""
+  return {row['protocol']: row.get('seed', 'not recorded')
+          for row in one.evaluation.get('protocols', ())}
 
 
 def _gaps(one: Outcome) -> list[str]:
@@ -345,6 +371,8 @@ def _gaps(one: Outcome) -> list[str]:
     gaps.append(f'stopped at step {one.step} of {planned}; the command that started it goes on')
   if not one.evaluation:
     gaps.append(f'is not evaluated: {evaluate}')
+  elif one.evaluation.get('pending'):
+    gaps.append(f'its evaluation was interrupted, {", ".join(one.evaluation["pending"])} is missing')
   elif one.evaluation.get('step') != one.step:
     gaps.append(f'was evaluated at step {one.evaluation.get("step")}, the newest is {one.step}: '
                 f'{evaluate}')

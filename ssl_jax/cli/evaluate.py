@@ -19,7 +19,13 @@ from ssl_jax.data.batches import in_order
 from ssl_jax.data.sources import DataError
 from ssl_jax.evals.health import health
 from ssl_jax.evals.protocol import Representation, describe, fixed_protocol, format_table
-from ssl_jax.evals.protocols import PROTOCOLS, check, format_protocols, run_protocols
+from ssl_jax.evals.protocols import (
+  PROTOCOLS,
+  check,
+  check_rows,
+  format_protocols,
+  run_protocols,
+)
 from ssl_jax.schema import did_you_mean
 from ssl_jax.train.step import example_keys
 
@@ -46,28 +52,33 @@ def run(argv: list[str]) -> int:
     parser.error('needs --workdir=FOLDER')
   if args.seed < 0:
     parser.error(f'--seed must be at least 0, got {args.seed}')
-  names = args.protocols
   use_compilation_cache(args.cache_dir)
   began = time.monotonic()
   run = runs.load(args.workdir, step=args.step)
   if is_text(run):
-    return _finish(args, _text(parser, run, names, args), began)
-  data = runs.splits(run.config)
-  classes = 1 + max(int(np.max(runs.labels(source, split)))
-                    for source, split in zip(data, ('train', 'test')))
-  result = dict(step=run.step)
+    return _finish(args, _text(parser, run, args), began)
   try:
-    if FIXED in names:
-      result |= _fixed(run, data, classes, args)
-    if named := [name for name in names if name != FIXED]:
-      result |= _named(run, data, classes, named, args)
+    _images(run, args)
   except ValueError as error:  # such as a class with fewer than ten examples
     raise DataError(f'these data cannot be evaluated: {error}') from error
-  return _finish(args, result, began)
+  return _finish(args, dict(step=run.step), began)
 
 
-def _text(parser: Parser, run: runs.Run, names: list[str], args) -> dict:
-  if names != [FIXED]:
+def _images(run: runs.Run, args) -> None:
+  """Runs the protocols; each is written when it is finished, whatever happens to the next."""
+  data = runs.splits(run.config)
+  train, test = (runs.labels(*pair) for pair in zip(data, ('train', 'test')))
+  classes = 1 + max(int(np.max(train)), int(np.max(test)))
+  named = [name for name in args.protocols if name != FIXED]
+  check_rows(named, train, classes)
+  if FIXED in args.protocols:
+    _write(_path(args), dict(_fixed(run, data, classes, args), step=run.step, pending=named))
+  if named:
+    _named(run, data, classes, named, args)
+
+
+def _text(parser: Parser, run: runs.Run, args) -> dict:
+  if args.protocols != [FIXED]:
     parser.error(f'--protocols: only {FIXED!r} is for text, the others look at images')
   try:
     return dict(step=run.step) | evaluate_text(run, args.seed, args.fractions)
@@ -77,10 +88,13 @@ def _text(parser: Parser, run: runs.Run, names: list[str], args) -> dict:
 
 def _finish(args, result: dict, began: float) -> int:
   seconds = round(time.monotonic() - began, 1)
-  path = _write(pathlib.Path(args.workdir).expanduser() / runs.EVALUATION,
-                result | dict(seconds=seconds))
-  print(f'\nin {path} ({seconds} s)', file=sys.stderr)
+  _write(_path(args), result | dict(seconds=seconds, pending=[]))
+  print(f'\nin {_path(args)} ({seconds} s)', file=sys.stderr)
   return 0
+
+
+def _path(args) -> pathlib.Path:
+  return pathlib.Path(args.workdir).expanduser() / runs.EVALUATION
 
 
 def _names(text: str) -> list[str]:
@@ -90,17 +104,23 @@ def _names(text: str) -> list[str]:
     if name not in (FIXED, *PROTOCOLS):
       raise argparse.ArgumentTypeError(
         f'{name!r} is unknown{did_you_mean(name, (FIXED, *PROTOCOLS))}')
-  return names
+  return list(dict.fromkeys(names))
 
 
-def _write(path: pathlib.Path, result: dict) -> pathlib.Path:
-  """Adds to what is known of the same step; numbers of another step would not belong beside it."""
+def _write(path: pathlib.Path, result: dict) -> None:
+  """Adds to what is known of the same step; numbers of another step would not belong beside it.
+
+  `pending` are the protocols to come: where it stays, the evaluation was interrupted.
+  """
   if path.is_file():
     before = json.loads(path.read_text())
     if before.get('step') == result['step']:
       result = _merged(before, result)
-  path.write_text(json.dumps(result, indent=2) + '\n')
-  return path
+  if not result['pending']:
+    del result['pending']
+  partial = path.with_suffix('.partial')
+  partial.write_text(json.dumps(result, indent=2) + '\n')
+  partial.replace(path)
 
 
 def _merged(before: dict, result: dict) -> dict:
@@ -121,22 +141,17 @@ def _fixed(run: runs.Run, data: runs.Splits, classes: int, args) -> dict:
   return dict(protocol=describe(args.seed), accuracies=dict(rows), health=dict(healths))
 
 
-def _named(run: runs.Run, data: runs.Splits, classes: int, names: list[str], args) -> dict:
+def _named(run: runs.Run, data: runs.Splits, classes: int, names: list[str], args) -> None:
   """The protocols of the literature on the trained encoder."""
-  results, path = [], pathlib.Path(args.workdir).expanduser() / runs.EVALUATION
+  results = []
   made = material(run, data, classes, names, args.seed)
-  check(names, made)
-  for name in names:
+  check(names, made)  # once more: images that cannot be read are left out
+  for i, name in enumerate(names):
     print(f'evaluating {name} ...', file=sys.stderr, flush=True)
     results += run_protocols([name], made, seed=args.seed)
-    # What is finished stays, whatever happens to the next.
-    _write(path, dict(step=run.step, protocols=_rows(results, args.seed)))
+    row = dict(results[-1]._asdict(), seed=args.seed)
+    _write(_path(args), dict(step=run.step, protocols=[row], pending=names[i + 1:]))
   print(format_protocols(results))
-  return dict(protocols=_rows(results, args.seed))
-
-
-def _rows(results, seed: int) -> list[dict]:
-  return [dict(result._asdict(), seed=seed) for result in results]
 
 
 def representations(run: runs.Run, data: runs.Splits, healths: list) -> Iterator[Representation]:

@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ssl_jax import __version__, build, runs
+from ssl_jax.cli.compare import steps_per_second
 from ssl_jax.cli.options import Parser, fields
 from ssl_jax.cli.setup import use_compilation_cache
 from ssl_jax.data.batches import batches
@@ -187,11 +188,10 @@ def tiles(config, loaded, lines, saved, done: int) -> list[Tile]:
       if key in ours:
         gain = f'{ours[key] - start[key]:+.3f} over random init' if key in start else ''
         found.append(Tile(label, f'{ours[key]:.3f}', gain.replace('-', '−')))
-  speed = seconds_per_step(lines)
-  if len(speed):
-    typical = float(np.median(speed[:, 1]))
-    found.append(Tile('speed', number(config.batch_size / max(typical, 1e-9), 3),
-                      f'examples/s, {1e3 * typical:.0f} ms per step'))
+  rate = steps_per_second([(line['step'], line['seconds']) for line in lines if 'seconds' in line])
+  if rate is not None:
+    found.append(Tile('speed', number(config.batch_size * rate, 3),
+                      f'examples/s, {1e3 / rate:.0f} ms per step'))
   return found
 
 
@@ -255,7 +255,7 @@ def sample(config, examples: int, seed: int) -> Sample:
   rng = np.random.default_rng(seed)
   source = build.source(config, config.evaluate.train_split)
   try:
-    other = build.source(config, config.evaluate.test_split)
+    other = runs.splits(config).test  # its classes numbered as those of training
   except (ConfigError, DataError, OSError):
     order = rng.permutation(len(source))
     count = min(examples, len(source) // 2)

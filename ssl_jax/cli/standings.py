@@ -38,7 +38,9 @@ def state(folder: pathlib.Path, job: Job) -> str:
   here = folder / job.folder
   newest = max(Checkpoints(here / runs.CHECKPOINTS).steps(), default=0)
   if newest >= job.steps:
-    return 'evaluated' if read_json(here / runs.EVALUATION).get('step') == newest else 'trained'
+    found = read_json(here / runs.EVALUATION)
+    whole = found.get('step') == newest and not found.get('pending')  # see evaluate
+    return 'evaluated' if whole else 'trained'
   # Written when training gave up. A run that was taken further since, by hand, is a started one.
   if newest <= read_json(here / NON_FINITE).get('step', -1) + 1 and (here / NON_FINITE).is_file():
     return 'failed'

@@ -150,9 +150,10 @@ def _holds_splits(folder: epath.Path) -> bool:
   names = [path.name for path in folder.iterdir()
            if not path.name.startswith('.') and path.is_dir()]
   others = [name for name in names if name not in SPLITS]
+  with_images = [name for name in others if _has_images(folder / name)]
   if len(names) - len(others) < 2:  # 'train' alone among others may be a class
-    return not others
-  if with_images := [name for name in others if _has_images(folder / name)]:
+    return not with_images
+  if with_images:
     raise DataError(f'{folder} holds splits ({", ".join(sorted(set(names) & set(SPLITS)))}) beside '
                     f'other folders of images ({", ".join(sorted(with_images)[:5])}): move these '
                     f"away, or write '{{split}}' in the path")

@@ -132,12 +132,17 @@ class Renumbered:
   """A source whose labels count the classes as another source does: each split numbers its own."""
 
   def __init__(self, source: Source, classes: tuple[str, ...]):
-    """Raises DataError for a class of `source` that is not among `classes`."""
-    if unknown := [name for name in source.classes if name not in classes]:
+    """Raises DataError for a class of `source` that has examples and is not among `classes`."""
+    labels = getattr(source, 'labels', None)
+    used = set(range(len(source.classes)) if labels is None else np.unique(labels).tolist())
+    if unknown := [name for i, name in enumerate(source.classes)
+                   if i in used and name not in classes]:
       raise DataError(f'the classes {", ".join(unknown[:10])} are not among those of training: '
                       f'{", ".join(classes[:10])}{" ..." if len(classes) > 10 else ""}')
     self._source, self.classes = source, tuple(classes)
-    self._numbers = np.array([classes.index(name) for name in source.classes], np.int32)
+    # The last place is that of -1, which stays: no label.
+    self._numbers = np.array([*(classes.index(name) if name in classes else -1
+                                for name in source.classes), -1], np.int32)
 
   def __getattr__(self, name: str):
     if name.startswith('_'):  # Before unpickling has set anything.
@@ -147,6 +152,8 @@ class Renumbered:
       return None if value is None else self._numbers[value]
     if name in ('take', 'draw'):
       return lambda *args, **options: self._fields(value(*args, **options))
+    if name == 'documents':
+      return lambda: Renumbered(value(), self.classes)
     return value
 
   def __len__(self) -> int:

@@ -21,6 +21,15 @@ NAMED = 10
 # Number of an example, what to call it, why it cannot be read.
 Fault = tuple[int, str, str]
 
+# Names of the images that stderr was told of. Training and its evaluation, or the passes of one
+# evaluation, read the same images through sources of their own.
+_TOLD: set[str] = set()
+
+
+def forget() -> None:
+  """A new command begins: images are named again."""
+  _TOLD.clear()
+
 
 def replace(read, index: int, length: int) -> tuple[Any, list[Fault]]:
   """read(index), or of the next index that can be read, and the faults met on the way.
@@ -64,11 +73,18 @@ class Unreadable:
       batches.close()
 
   def add(self, faults: Iterable[Fault]) -> None:
-    """Counts each example once and says so on stderr; raises DataError beyond the share."""
+    """Counts each example once, and names it on stderr if this command has not done so yet.
+
+    Raises:
+      DataError: more than the share is unreadable; names the first ten.
+    """
     for index, name, reason in faults:
       if index in self.seen:
         continue
       self.seen[index] = name, reason
+      if name in _TOLD:
+        continue
+      _TOLD.add(name)
       count = len(self.seen)
       print(f'skipped unreadable image {count} ({count / self._length:.2%} of {self._length:,}): '
             f'{name}: {reason}', file=sys.stderr, flush=True)

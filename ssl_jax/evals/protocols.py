@@ -32,6 +32,7 @@ HELD_OUT = 0.1
 TEMPERATURE = 0.07
 BYOL_RATES = (0.4, 0.3, 0.2, 0.1, 0.05)
 DINO_NEIGHBOURS, DINO_REPORTED = (10, 20, 100, 200), 20
+INSTDISC_NEIGHBOURS = 200
 DINOV2_RATES = (1e-5, 2e-5, 5e-5, 1e-4, 2e-4, 5e-4, 1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2, 0.1)
 DINOV2_STEPS = 12_500
 SHOTS, SHOTS_REPORTED, SHOT_DRAWS, RIDGE_L2 = (1, 5, 10, 25), 10, 3, 2.0**10
@@ -125,10 +126,9 @@ def _test(material: Material):
   return material.test_features, material.test_labels
 
 
-def _split(material: Material, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _split(labels: np.ndarray, classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
   """(rows to train on, rows held out), the latter a tenth of every class."""
-  labels = material.train_labels
-  away = draw(labels, fraction_counts(labels, HELD_OUT, material.classes),
+  away = draw(labels, fraction_counts(labels, HELD_OUT, classes),
               np.random.default_rng((seed, 0)))
   kept = np.setdiff1d(np.arange(len(labels)), away)
   if len(np.unique(labels[kept])) < 2:
@@ -177,7 +177,7 @@ def byol_sweep_heldout(material: Material, *, seed: int) -> Result:
   1,281,167 images, and crop at random in training.
   """
   features, labels = _train(material)
-  kept, away = _split(material, seed)
+  kept, away = _split(labels, material.classes, seed)
   probes, sizes = _heads((features[kept], labels[kept]), BYOL_RATES, batch_size=1024, epochs=80,
                          nesterov=True, classes=material.classes, seed=seed,
                          initial_std=features.shape[1] ** -0.5)
@@ -201,7 +201,8 @@ def dinov2_grid(material: Material, *, seed: int) -> Result:
   `optimistic_accuracy`; `accuracy` is of the head that is best on held-out training rows, trained
   again on all of them. `Material.layers` are the other representations.
   """
-  labels, (kept, away) = material.train_labels, _split(material, seed)
+  labels = material.train_labels
+  kept, away = _split(labels, material.classes, seed)
   candidates = {'representation': (material.train_features, material.test_features)}
   epochs = -(-DINOV2_STEPS // batch_shape(len(labels), 1024)[0])
   recipe = dict(classes=material.classes, batch_size=1024, epochs=epochs, initial_std=0.01,
@@ -254,9 +255,9 @@ def instdisc_knn(material: Material, *, seed: int) -> Result:
 
   Source: Wu et al. 2018 (arXiv:1805.01978), section 3.4; zhirongw/lemniscate.pytorch test.py.
   """
-  found = _neighbours(material, [200])[200]
+  found = _neighbours(material, [INSTDISC_NEIGHBOURS])[INSTDISC_NEIGHBOURS]
   return Result('instdisc_knn', found['accuracy'], 'none: k and temperature are fixed',
-                dict(k=200, temperature=TEMPERATURE, top5=found['top5']))
+                dict(k=INSTDISC_NEIGHBOURS, temperature=TEMPERATURE, top5=found['top5']))
 
 
 # --- few labels and fine-tuning -------------------------------------------------------------------
@@ -365,21 +366,43 @@ def check_names(names: Sequence[str]) -> None:
 
 
 # Neighbours that a protocol asks for, so many training rows it needs at least.
-LEAST_ROWS = {'dino_knn': 200, 'instdisc_knn': 200}
+LEAST_ROWS = MappingProxyType(dict(dino_knn=max(DINO_NEIGHBOURS), instdisc_knn=INSTDISC_NEIGHBOURS))
+
+
+def check_rows(names: Sequence[str], labels: np.ndarray, classes: int) -> None:
+  """Whether there are training rows enough; needs no features, so that it can come before all work.
+
+  Args:
+    names: of protocols.
+    labels: of the training rows, int [N] in [0, classes).
+    classes: C.
+
+  Raises:
+    ValueError: too few rows, or too few of a class; names the protocol.
+  """
+  for name in names:
+    least = LEAST_ROWS.get(name, 1)
+    if len(labels) < least:
+      raise ValueError(f'protocol {name} looks at {least} neighbours, and there are only '
+                       f'{len(labels)} training examples; leave it out')
+    try:
+      if name == 'fewshot_ridge':
+        draw(labels, np.full(classes, SHOTS_REPORTED), np.random.default_rng(0))
+      if name in ('byol_sweep_heldout', 'dinov2_grid'):
+        _split(labels, classes, seed=0)
+    except ValueError as error:
+      raise ValueError(f'protocol {name}: {error}') from error
 
 
 def check(names: Sequence[str], material: Material) -> None:
   """Raises ValueError for what can be known to be wrong before a protocol runs."""
   check_names(names)
-  rows = len(material.train_features)
   for name in names:
-    least = LEAST_ROWS.get(name, 1)
-    if rows < least:
-      raise ValueError(f'protocol {name} looks at {least} neighbours, and there are only {rows} '
-                       f'training examples; leave it out')
     field, what = NEEDS.get(name, (None, None))
     if field is not None and getattr(material, field) is None:
       raise ValueError(f'protocol {name!r} needs {what}: give Material.{field}')
+  _, labels = labelled_pair(*material[:4], material.classes)[0]
+  check_rows(names, labels, material.classes)
 
 
 def run_protocols(names: Sequence[str], material: Material, *, seed: int = 0) -> list[Result]:

@@ -51,7 +51,7 @@ def test_a_run_is_read_from_its_files(make):
   assert (one.step, one.data['length'], one.health['spread']) == (4, 10_000, 0.45)
   assert one.config['method.temperature'] == 0.5
   assert one.config['method.separate_views'] is False  # a default that config.json does not hold
-  assert one.training == dict(loss=2.5, seconds=5., images_per_second=16 / 0.5)
+  assert one.training == dict(loss=2.5, seconds=5.)  # four steps do not tell a speed
 
 
 def test_the_protocols_of_the_literature_are_columns_too(make):
@@ -66,12 +66,21 @@ def test_the_protocols_of_the_literature_are_columns_too(make):
 
 
 def test_speed_leaves_evaluation_and_one_slow_save_out():
-  lines = [dict(step=k, loss=1., seconds=float(k)) for k in range(1, 8)]
-  lines += [dict(step=7, knn20=0.5, seconds=100.), dict(step=8, loss='nan', seconds=101.),
-            dict(step=9, loss='nan', seconds=160.)]
+  lines = [dict(step=k, loss=1., seconds=float(k)) for k in range(1, 28)]
+  lines += [dict(step=27, knn20=0.5, seconds=100.),
+            *(dict(step=k, loss=1., seconds=73. + k) for k in range(28, 38)),
+            dict(step=47, loss='nan', seconds=160.)]
   found = training(lines, 32)
   assert found['images_per_second'] == 32. and found['seconds'] == 160. and np.isnan(found['loss'])
   assert training([], 32) == {} and training([dict(step=1, seconds=2.)], 32) == {'seconds': 2.}
+
+
+def test_lines_written_at_once_are_no_speed():
+  """A step that ends training is told of beside the one before it: 30 microseconds, not 1 s."""
+  lines = [dict(step=1, loss=1., seconds=9.), dict(step=2, loss=1., seconds=9.00003)]
+  assert 'images_per_second' not in training(lines, 32)
+  pauses = [dict(step=k, loss=1., seconds=k - k % 2 + 3e-5) for k in range(1, 42)]
+  assert training(pauses, 32)['images_per_second'] == pytest.approx(32, rel=0.1)
 
 
 def test_runs_beside_each_other(make, tmp_path, capsys):
@@ -86,7 +95,7 @@ def test_runs_beside_each_other(make, tmp_path, capsys):
   assert configs['field'] == ['a', 'b'] and configs['seed'] == ['0', '1']
   assert configs['method.temperature'] == ['0.2', '0.5']
   assert rows(text, 'Training and health')['a'] == [
-    '4', '2.5', '0:05', '32', '40.000', '0.450', '0.250', '-0.750']
+    '4', '2.5', '0:05', '-', '40.000', '0.450', '0.250', '-0.750']
   assert 'Accuracy per setting' not in text and '## Mind' not in text
 
 
@@ -132,6 +141,24 @@ def test_what_is_not_comparable_is_said(make, options, words):
   text = page(gather([a, b]))
   for word in ['accuracies are not comparable', *words]:
     assert word in text
+
+
+def named(folder, **row):
+  """What `evaluate --protocols=dino_knn` leaves."""
+  row = dict(protocol='dino_knn', accuracy=0.6, selection='none', details={}) | row
+  (folder / 'evaluation.json').write_text(json.dumps(dict(step=4, protocols=[row])))
+  return folder
+
+
+def test_what_differs_is_said_of_named_protocols_too(make):
+  a, b = named(make('a'), seed=0), named(make('b', source='another source'), seed=5)
+  text = page(gather([a, b]))
+  assert 'the training data differs' in text and 'the seed of dino_knn differs (0: a; 5: b)' in text
+  assert '* dino_knn: selection none (seed 0)' in text and '(seed 5)' in text
+  same = page(gather([a, named(make('c'), seed=0)]))
+  assert 'differs (' not in same and '(seed' not in same
+  old = page(gather([a, named(make('d'))]))
+  assert "the seed of dino_knn differs (0: a; 'not recorded': d)" in old
 
 
 def test_what_is_missing_is_said_with_the_command(make, left):

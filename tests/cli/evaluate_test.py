@@ -1,6 +1,7 @@
 """Evaluating and embedding a run on a folder of photographs, some of them damaged."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -53,7 +54,9 @@ def test_damaged_photographs_are_named_and_left_out(run, capsys):
   """Both tables come from the rows that can be read; numbers of the same step are kept."""
   assert main(['evaluate', f'--workdir={run}', *CACHE]) == 0
   out, err = capsys.readouterr()
-  assert '| raw pixels ' in out and 'class 1/03.png: no image' in err
+  assert '| raw pixels ' in out
+  for split in ('train', 'test'):  # each once, though they are read in every pass
+    assert err.count(f'{split}/class 1/03.png: no image') == 1
   assert main(['evaluate', f'--workdir={run}', *CACHE,
                '--protocols=fewshot_ridge,finetune']) == 0
   out, err = capsys.readouterr()
@@ -64,9 +67,10 @@ def test_damaged_photographs_are_named_and_left_out(run, capsys):
   assert list(rows) == ['fewshot_ridge', 'finetune']
   assert rows['finetune']['details']['labels'] == CLASSES * TRAIN - 1
   assert rows['finetune']['accuracy'] > 0.6  # the colour tells the class
-  assert main(['evaluate', f'--workdir={run}', '--protocols=fewshot_ridge', *CACHE]) == 0
+  assert main(['evaluate', f'--workdir={run}', '--protocols=fewshot_ridge', '--seed=5', *CACHE]) == 0
   again = json.loads((run / 'evaluation.json').read_text())
-  assert sorted(row['protocol'] for row in again['protocols']) == sorted(rows)
+  seeds = {row['protocol']: row['seed'] for row in again['protocols']}
+  assert seeds == dict(fewshot_ridge=5, finetune=0) and 'pending' not in again
 
 
 def test_augmented_features_are_of_crops(run, monkeypatch, capsys):
@@ -86,6 +90,44 @@ def test_augmented_features_are_of_crops(run, monkeypatch, capsys):
   assert np.bincount(labels).tolist() == [TRAIN, TRAIN - 1, TRAIN]
   np.testing.assert_array_equal(first, again)
   assert (first != second).any(axis=1).mean() > 0.9
+
+
+def test_what_is_finished_stays_when_a_later_protocol_fails(run, monkeypatch, capsys):
+  from ssl_jax.evals import protocols
+
+  def fails(material, *, seed):
+    raise ValueError('no')
+
+  (run / 'evaluation.json').unlink(missing_ok=True)
+  names = 'fewshot_ridge,simclr_linear,percent_10'
+  monkeypatch.setattr(protocols, 'PROTOCOLS', {**protocols.PROTOCOLS, 'simclr_linear': fails})
+  assert main(['evaluate', f'--workdir={run}', f'--protocols={names}', *CACHE]) == 3
+  saved = json.loads((run / 'evaluation.json').read_text())
+  assert [row['protocol'] for row in saved['protocols']] == ['fewshot_ridge']
+  assert saved['pending'] == ['simclr_linear', 'percent_10']  # a sweep evaluates once more
+
+
+def test_too_few_images_for_a_protocol_are_found_before_work(run, capsys):
+  assert main(['evaluate', f'--workdir={run}', '--protocols=fixed,dino_knn', *CACHE]) == 3
+  out, err = capsys.readouterr()
+  assert 'dino_knn looks at 200 neighbours' in err and 'evaluating' not in err and out == ''
+
+
+def test_classes_are_matched_by_name(photos, run, tmp_path, capsys):
+  """A test split without the first class: its numbers are others, its accuracy is the same."""
+  shutil.copytree(run, tmp_path / 'run')
+  shutil.copytree(photos, tmp_path / 'photos')
+  shutil.rmtree(tmp_path / 'photos' / 'test' / 'class 0')
+  (tmp_path / 'photos' / 'test' / 'class 1' / '03.png').unlink()  # the damaged one
+  config = (tmp_path / 'run' / 'config.json').read_text()
+  (tmp_path / 'run' / 'config.json').write_text(
+    config.replace(json.dumps(str(photos)), json.dumps(str(tmp_path / 'photos'))))
+  command = ['evaluate', f'--workdir={tmp_path}/run', '--protocols=finetune', *CACHE]
+  assert main(command) == 0
+  saved = json.loads((tmp_path / 'run' / 'evaluation.json').read_text())
+  assert saved['protocols'][-1]['accuracy'] > 0.6
+  (tmp_path / 'photos' / 'test' / 'class 1').rename(tmp_path / 'photos' / 'test' / 'class 9')
+  assert main(command) == 3 and 'class 9 are not among those of training' in capsys.readouterr().err
 
 
 def test_unknown_protocols_are_answered_before_work(run, capsys):

@@ -1,6 +1,7 @@
 """Every mistake in a config or on the command line is answered with what to do, and exit code 2."""
 
 import pathlib
+import sys
 
 import pytest
 from ml_collections import ConfigDict
@@ -131,6 +132,13 @@ def test_a_config_file_with_a_fault_is_answered(text, words, tmp_path, capsys):
   (tmp_path / 'mine.py').write_text(text)
   assert main(['train', f'--config={tmp_path}/mine.py', '--workdir=x']) == 2
   assert words in capsys.readouterr().err
+
+
+@pytest.mark.parametrize('path, package', [('gs://bucket/photos', 'gcsfs'), ('s3://bucket/x', 's3fs')])
+def test_a_remote_path_without_its_package_is_answered(path, package, tmp_path, monkeypatch, capsys):
+  monkeypatch.setitem(sys.modules, package, None)  # Importing it fails.
+  assert main(['pack', f'--folder={path}', f'--out={tmp_path}/out']) == 3
+  assert f'pip install {package}' in capsys.readouterr().err
 
 
 def test_help_lists_the_fields_with_values_and_defaults(config, capsys):

@@ -252,6 +252,13 @@ def test_evaluation_is_optional_and_can_follow(world, capsys):
   assert go(world, '--no-evaluate') == (0, [])
 
 
+def test_an_evaluation_that_was_interrupted_is_done_again(world):
+  go(world)
+  path = world.folder / 'seed=1' / 'evaluation.json'
+  path.write_text(json.dumps(json.loads(path.read_text()) | dict(pending=['dino_knn'])))
+  assert go(world) == (0, ['evaluate seed=1'])
+
+
 def test_other_weights_are_for_fresh_starts_only(world, left):
   left[0](world.folder / 'seed=0', step=2)
   commands = []

@@ -92,6 +92,9 @@ def test_other_folders_beside_splits(tmp_path):
   (tmp_path / 'photos' / 'annotations' / 'all.xml').write_text('<xml/>')
   source = image_folder(path=str(tmp_path / 'photos'))
   assert source.classes == ('a',) and len(source) == 1
+  (tmp_path / 'photos' / 'test').rename(tmp_path / 'away')
+  assert image_folder(path=str(tmp_path / 'photos')).classes == ('a',)
+  (tmp_path / 'away').rename(tmp_path / 'photos' / 'test')
   write(tmp_path / 'photos' / 'more' / '1.png', 0)
   with pytest.raises(DataError, match=r'splits \(test, train\) beside other folders.*more'):
     image_folder(path=str(tmp_path / 'photos'))

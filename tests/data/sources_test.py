@@ -232,5 +232,8 @@ def test_labels_are_numbered_as_those_of_another_split():
   np.testing.assert_array_equal(mapped.take(np.array([2, 0]))['label'], [2, 1])
   assert mapped[1]['label'] == 2 and len(mapped) == 3 and not hasattr(mapped, 'draw')
   assert mapped.fingerprint() == test.fingerprint()
+  test.classes = ('bees', 'crows', 'cows')  # the last without examples
+  assert Renumbered(test, ('ants', 'bees', 'crows')).labels.tolist() == [1, 2, 2]
+  test.classes = ('bees', 'cows')
   with pytest.raises(DataError, match='classes cows are not among those of training: ants, bees'):
     Renumbered(test, ('ants', 'bees'))

@@ -10,6 +10,13 @@ from PIL import Image
 from ssl_jax.data.batches import batches, in_order
 from ssl_jax.data.images import EncodedImages
 from ssl_jax.data.sources import DataError
+from ssl_jax.data.unreadable import forget
+
+
+@pytest.fixture(autouse=True)
+def command():
+  """Every test is a command of its own."""
+  forget()
 
 
 def tile(i) -> bytes:
@@ -58,9 +65,17 @@ def test_the_next_readable_one_takes_its_place_under_its_id(capsys):
   assert '(15.00% of 20)' in lines[-1]
 
 
+def test_each_is_named_once_whatever_the_passes_and_sources(capsys):
+  for source in (Tiles({3}), Tiles({3}), Tiles({3, 4})):
+    list(in_order(source, batch_size=8))
+  lines = capsys.readouterr().err.splitlines()
+  assert [line.partition('tiles/')[2][:5] for line in lines] == ['3.png', '4.png']
+
+
 @pytest.mark.slow
 def test_the_same_with_workers(capsys):
   want, lines = taken(Tiles({3, 4, 19}), 3), capsys.readouterr().err
+  forget()
   got = taken(Tiles({3, 4, 19}), 3, workers=2)
   assert capsys.readouterr().err == lines
   for a, b in zip(got, want):

@@ -225,3 +225,8 @@ def test_sizes_are_found_wrong_before_anything_runs(monkeypatch):
     PROTOCOLS, simclr_linear=lambda *_, **__: pytest.fail('it ran')))
   with pytest.raises(ValueError, match='dino_knn looks at 200 neighbours.*only 33'):
     run_protocols(['simclr_linear', 'dino_knn'], few)
+  with pytest.raises(ValueError, match=r'protocol fewshot_ridge: class \d has \d labelled rows'):
+    run_protocols(['simclr_linear', 'fewshot_ridge'], few)
+  single = few._replace(train_features=few.train_features[:2], train_labels=np.array([0, 1]))
+  with pytest.raises(ValueError, match='protocol dinov2_grid: holding out'):
+    run_protocols(['simclr_linear', 'dinov2_grid'], single)
