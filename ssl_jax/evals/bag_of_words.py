@@ -45,7 +45,7 @@ def evaluate_counts(train: scipy.sparse.csr_matrix, train_labels: np.ndarray,
     knn20=float(neighbours.score(test, test_labels)), labels10=float(np.mean(few)),
     labels10_std=float(np.std(few)),
     linear=float(_regression(train, train_labels, best).score(test, test_labels)),
-    linear_strength=best)
+    linear_weight_decay=1 / (best * len(train_labels)))
 
 
 def _regression(features, labels, strength: float) -> LogisticRegression:

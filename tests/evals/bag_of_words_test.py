@@ -30,8 +30,8 @@ def test_the_regression_is_that_of_a_tfidf_pipeline():
   texts = [[' '.join(WORDS[t] for t, r in zip(row, ok) if r) for row, ok in zip(tokens, real)]
            for tokens, real, _ in (train, test)]
   tfidf = TfidfVectorizer(sublinear_tf=True, vocabulary=WORDS).fit(texts[0])
-  model = LogisticRegression(C=got['linear_strength'], max_iter=200).fit(
-    tfidf.transform(texts[0]), train[2])
+  strength = 1 / (got['linear_weight_decay'] * 400)
+  model = LogisticRegression(C=strength, max_iter=200).fit(tfidf.transform(texts[0]), train[2])
   assert abs(got['linear'] - model.score(tfidf.transform(texts[1]), test[2])) < 1e-9
   assert .6 < got['labels10'] < got['linear'] and got['knn20'] > .6
 
