@@ -37,6 +37,6 @@ def get_config(arg: str = '') -> ConfigDict:
                          warmup_steps=0 if smoke else 100)
   config.log_every = 1 if smoke else 20
   config.checkpoint = dict(every=2 if smoke else 300, keep=2)
-  config.evaluate = dict(every=2 if smoke else 200, health_every=None if smoke else 200,
+  config.evaluate = dict(every=2 if smoke else 500, health_every=None if smoke else 500,
                          train_split='train', test_split='test')
   return config
