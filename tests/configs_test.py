@@ -9,11 +9,21 @@ import numpy as np
 import pytest
 
 from ssl_jax import build, schema
+from ssl_jax.cli import finetune
 from ssl_jax.cli.options import load_config
+from ssl_jax.evals.text_metrics import TASKS
 
-CONFIGS = sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
-VARIANTS = [(path, variant) for path in CONFIGS
-            for variant in ['', *re.findall(r'`:(\w+)`', path.read_text().split('"""')[1])]]
+ALL = sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'))
+FINETUNING = [path for path in ALL if path.stem.startswith('finetune_')]  # options, no experiments
+CONFIGS = [path for path in ALL if path not in FINETUNING]
+
+
+def variants(path: pathlib.Path) -> list[str]:
+  """The variants that its docstring names."""
+  return ['', *re.findall(r'`:(\w+)`', path.read_text().split('"""')[1])]
+
+
+VARIANTS = [(path, variant) for path in CONFIGS for variant in variants(path)]
 each_variant = pytest.mark.parametrize(
   'path, variant', VARIANTS, ids=[f'{path.stem}:{variant}' for path, variant in VARIANTS])
 
@@ -59,3 +69,16 @@ def test_says_what_to_expect(path):
   text = inspect.cleandoc(path.read_text().split('"""')[1])
   assert 'Expected:' in text or 'demo of the README' in text
   assert f'python -m ssl_jax train --config=configs/{path.name}' in text
+
+
+@pytest.mark.parametrize('path', FINETUNING, ids=lambda path: path.stem)
+def test_of_fine_tuning_holds_options(path):
+  for variant in variants(path):
+    args = finetune.options([f'--config={path}:{variant}', '--workdir=x'])
+    assert args.task == {'': 'mrpc', 'smoke': 'wordnet'}.get(variant, variant)
+    assert args.config is None and args.learning_rates
+  with pytest.raises(build.ConfigError, match='unknown variant'):
+    finetune.options([f'--config={path}:nothing', '--workdir=x'])
+  text = path.read_text().split('"""')[1]
+  assert {'smoke', *TASKS} == set(variants(path)) - {''} and 'Expected' in text
+  assert f'python -m ssl_jax finetune --config=configs/{path.name}' in text

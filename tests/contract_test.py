@@ -37,7 +37,8 @@ def configs() -> dict[str, pathlib.Path]:
   """One config of each method, on data that ship if it has one: their smoke variants are small."""
   paths = sorted((pathlib.Path(__file__).parent.parent / 'configs').glob('*.py'),
                  key=lambda path: (path.stem.endswith(('fashion_mnist', 'wordnet')), path.stem))
-  return {load_config(f'{path}:smoke').method.name: path for path in paths}
+  return {load_config(f'{path}:smoke').method.name: path for path in paths
+          if not path.stem.startswith('finetune_')}
 
 
 CONFIGS = configs()

@@ -1,63 +1,51 @@
 """`python -m ssl_jax finetune`: a pretrained text encoder trained on a labelled task."""
 
+import argparse
 import json
 import pathlib
+import runpy
 import sys
 import time
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
 
-import jax
 import numpy as np
-from flax import linen as nn
-from jax.sharding import Mesh
 
-from ssl_jax import build, runs
 from ssl_jax.cli import NUMERICS
+from ssl_jax.cli.labelled_tasks import FILES, NAMES, OWN, Task, read_task
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
-from ssl_jax.data.order import permuted
+from ssl_jax.cli.text_encoders import Pretrained, encode_with, pretrained
 from ssl_jax.data.sources import DataError
-from ssl_jax.data.tokenize import Tokenizer, load
-from ssl_jax.evals import text_tasks
 from ssl_jax.evals.text_finetune import (
   LEARNING_RATES,
   DivergedError,
-  Encode,
   Epoch,
   Finetuned,
-  Head,
   Recipe,
   Trial,
   finetune,
 )
+from ssl_jax.evals.text_heads import Head
 from ssl_jax.evals.text_metrics import TASKS
-from ssl_jax.evals.text_tasks import Examples, Rows
-from ssl_jax.models.transformer import POOLS, Transformer
-from ssl_jax.parallel import make_mesh
-from ssl_jax.schema import ConfigError, call
-from ssl_jax.types import Mode, PyTree
+from ssl_jax.evals.text_spans import STRIDE
+from ssl_jax.models.transformer import POOLS
+from ssl_jax.schema import ConfigError, did_you_mean, plain
 
-DESCRIPTION = '''Trains a text encoder with a new head on a task of GLUE, on WordNet's glosses
-(which ship), or on data of your own, as BERT was: AdamW, a grid of learning rates, a few epochs.
-Prints the metrics of the task; writes finetune.json into the run.'''
+DESCRIPTION = '''Trains a text encoder with a new head on a task of GLUE, on SQuAD, on named
+entities (CoNLL), on WordNet's glosses (which ship), or on data of your own, as BERT was: AdamW, a
+grid of learning rates, a few epochs. Prints the metrics of the task; writes finetune.json into the
+run. Every option can stand in a config, as a field of that name; the command line wins.'''
 RESULT = 'finetune.json'
-LENGTH = 128  # tokens, of weights from elsewhere
-OWN = 'own'  # the name of the task with data of one's own
-METRICS = ('accuracy', 'macro_f1')  # of classes that GLUE has not
 
 
 def run(argv: list[str]) -> int:
-  parser = _parser()
-  args, _ = parser.read(argv)
-  _check(parser, args)
+  args = options(argv)
   use_compilation_cache(args.cache_dir)
   began = time.monotonic()
-  pretrained = _pretrained(args)
+  encoder = pretrained(args)
   try:
-    task = _task(args)
-    rows = _encoded(task, pretrained)
-    results = _results(args, pretrained, task, rows)
+    task = read_task(args)
+    results = _results(args, encoder, task)
   except DivergedError as error:
     print(f'error (numerics): {error}', file=sys.stderr)
     return NUMERICS
@@ -67,24 +55,74 @@ def run(argv: list[str]) -> int:
     raise DataError(f'fine-tuning on {args.task} is not possible: {error}') from error
   print(_table(results))
   seconds = round(time.monotonic() - began, 1)
-  _write(args, pretrained, _described(args, pretrained, task, results, seconds))
+  _write(args, encoder, _described(args, encoder, task, results, seconds))
   return 0
 
 
 # --- options --------------------------------------------------------------------------------------
 
 
+def options(argv: list[str]) -> argparse.Namespace:
+  """The options of a command line and of the config that it names.
+
+  Raises:
+    ConfigError: a config that cannot be read, or with a field that is no option.
+    SystemExit: an option that is wrong, or is missing.
+  """
+  parser = _parser()
+  files = argparse.ArgumentParser(parser.prog, add_help=False, allow_abbrev=False)
+  files.add_argument('--config')
+  given, words = files.parse_known_args(argv)
+  # '--config.epochs=5' is '--epochs=5'.
+  words = [f'--{word.removeprefix("--config.")}' if word.startswith('--config.') else word
+           for word in words]
+  if given.config is not None:
+    known = vars(parser.parse_args([]))
+    words = [*_words(given.config, set(known) - {'help', 'config'}), *words]
+  args, _ = parser.read(words)
+  _check(parser, args)
+  return args
+
+
+def _words(spec: str, known: set[str]) -> list[str]:
+  """['--task=mrpc', ...]: the fields of 'path.py' or 'path.py:variant'."""
+  name, _, variant = spec.partition(':')
+  path = pathlib.Path(name).expanduser()
+  if not path.is_file():
+    raise ConfigError(f'no config file {name}; expected one such as configs/finetune_glue.py')
+  try:
+    config = plain(runpy.run_path(str(path))['get_config'](variant))
+  except Exception as error:  # whatever is in the user's file
+    raise ConfigError(f'{spec} cannot be loaded: {type(error).__name__}: {error}') from error
+  for key in config:
+    if key not in known:
+      raise ConfigError(f'config.{key} is no option of `finetune`{did_you_mean(key, known)}')
+  return [word for key, value in config.items() for word in _word(key, value)]
+
+
+def _word(key: str, value) -> list[str]:
+  if value is None or value is False:
+    return []
+  if value is True:
+    return [f'--{key}']
+  text = ','.join(map(str, value)) if isinstance(value, tuple) else str(value)
+  return [f'--{key}={text}']
+
+
 def _parser() -> Parser:
   parser = Parser('finetune', DESCRIPTION)
   add = parser.add_argument
+  add('--config', metavar='FILE.py[:TASK]', help='options in a file, see configs/finetune_glue.py')
   add('--workdir', metavar='FOLDER', help='a run of pretraining on text; or')
   add('--weights', metavar='FOLDER', help='a model of Hugging Face: config.json, safetensors')
   add('--step', type=int, help='which checkpoint of the run; default the newest')
   add('--tokenizer', metavar='FILE', help="instead of the run's, or the one beside the weights")
-  add('--task', help=f'{", ".join((*TASKS, "wordnet"))}; without, data of your own')
-  add('--data', metavar='FOLDER', help="of GLUE's TSV files; 'tfds': what TFDS has prepared")
+  add('--task', help=f'{", ".join(NAMES)}; without, a table of your own')
+  add('--data', metavar='FOLDER', help="of GLUE's TSV files, of CoNLL's or of SQuAD's; "
+      "'tfds': GLUE as TFDS has prepared it")
   add('--data_dir', metavar='FOLDER', help='where TFDS prepared it, if elsewhere than usual')
-  for name, text in (('train', 'your own data: a .tsv file with a header, or .jsonl'),
+  for name, text in (('train', 'your own data: a .tsv file with a header, or .jsonl; of conll and '
+                      'squad: a file as theirs'),
                      ('validation', 'to choose the learning rate on'), ('test', 'to measure on')):
     add(f'--{name}', metavar='FILE', help=text)
   add('--text', metavar='COLUMN', help='of the text')
@@ -100,6 +138,8 @@ def _parser() -> Parser:
   add('--epochs', type=int, default=3)
   add('--batch_size', type=int, default=32)
   add('--length', type=int, help='tokens of a row at most; default as in pretraining')
+  add('--stride', type=int, default=STRIDE, help='of squad: tokens from the beginning of one '
+      'window over a context to that of the next')
   add('--dropout', type=float, default=0.1, help='in encoder and head')
   add('--pool', choices=POOLS, default='token', help='what is classified: the first token, the '
       'mean, or the last token')
@@ -112,25 +152,39 @@ def _parser() -> Parser:
 def _check(parser: Parser, args) -> None:
   if bool(args.workdir) == bool(args.weights):
     parser.error('needs --workdir=FOLDER or --weights=FOLDER')
-  own = [name for name in ('train', 'test', 'text', 'label') if getattr(args, name)]
-  if args.task is None and len(own) < 4:
-    parser.error(f'needs --task={"|".join((*TASKS, "wordnet"))}, or for data of your own '
-                 '--train=FILE, --test=FILE, --text=COLUMN and --label=COLUMN')
-  if args.task is not None and args.task not in (*TASKS, 'wordnet'):
-    parser.error(f'--task={args.task} is unknown; there are {", ".join((*TASKS, "wordnet"))}')
-  if args.task is not None and own:
-    parser.error(f'--{own[0]} is for data of your own: leave out --task')
-  if args.task in TASKS and not args.data:
-    parser.error(f"--task={args.task} needs --data=FOLDER with GLUE's TSV files, or --data=tfds")
-  if args.select == 'validation' and args.task is None and not args.validation:
+  _check_task(parser, args)
+  if args.select == 'validation' and args.task in (None, *FILES) and not (
+      args.validation or args.data):
     parser.error('--select=validation needs --validation=FILE')
-  for name in ('seeds', 'epochs', 'batch_size', 'examples', 'length'):
+  for name in ('seeds', 'epochs', 'batch_size', 'examples', 'length', 'stride'):
     if getattr(args, name) is not None and getattr(args, name) < 1:
       parser.error(f'--{name} must be at least 1, got {getattr(args, name)}')
   if not 0 <= args.dropout < 1:
     parser.error(f'--dropout must be in [0, 1), got {args.dropout}')
   args.learning_rates = _rates(parser, args.learning_rates)
   args.task = args.task or OWN
+
+
+def _check_task(parser: Parser, args) -> None:
+  own = [name for name in ('train', 'test', 'text', 'label') if getattr(args, name)]
+  if args.task is None:
+    if len(own) < 4:
+      parser.error(f'needs --task={"|".join(NAMES)}, or for data of your own '
+                   '--train=FILE, --test=FILE, --text=COLUMN and --label=COLUMN')
+    return
+  if args.task not in NAMES:
+    parser.error(f'--task={args.task} is unknown; there are {", ".join(NAMES)}')
+  if args.task in FILES:
+    files = [name for name in ('train', 'validation', 'test') if getattr(args, name)]
+    enough = not files if args.data else args.train and len(files) > 1
+    if not enough or args.text or args.text_pair or args.label or args.regression:
+      usual = ', '.join(names[0] for names in FILES[args.task].values())
+      parser.error(f'--task={args.task} needs either --data=FOLDER with {usual}, or --train=FILE '
+                   'and --validation=FILE or --test=FILE; it has no columns')
+  elif own:
+    parser.error(f'--{own[0]} is for data of your own: leave out --task')
+  if args.task in TASKS and not args.data:
+    parser.error(f"--task={args.task} needs --data=FOLDER with GLUE's TSV files, or --data=tfds")
 
 
 def _rates(parser: Parser, text: str) -> tuple[float, ...]:
@@ -143,185 +197,25 @@ def _rates(parser: Parser, text: str) -> tuple[float, ...]:
   return tuple(dict.fromkeys(rates))
 
 
-# --- the encoder ----------------------------------------------------------------------------------
+# --- training -------------------------------------------------------------------------------------
 
 
-class Pretrained(NamedTuple):
-  """An encoder to start from.
-
-  name: for the table.
-  backbone: the module; `params` are its own, `pooler` those of a tanh layer on the first token.
-  start: () -> params as they were initialised.
-  tokenizer, length: of rows.
-  about: for the result: the run and its step, or the folder of weights.
-  """
-
-  name: str
-  backbone: Transformer
-  params: PyTree
-  pooler: PyTree | None
-  start: Callable[[], PyTree]
-  tokenizer: Tokenizer
-  length: int
-  mesh: Mesh | None
-  about: dict[str, Any]
-
-
-def _pretrained(args) -> Pretrained:
-  found = _of_run(args) if args.workdir else _of_weights(args)
-  a = found.backbone.architecture
-  most = a.length - a.first_position if a.position == 'learned' else None
-  if most is not None and (args.length or 0) > most:
-    raise ConfigError(f'--length={args.length} is longer than the {most} positions of the encoder')
-  if args.length and args.length > found.length:
-    print(f'rows of {args.length} tokens, longer than the {found.length} of pretraining',
-          file=sys.stderr)
-  size = found.tokenizer.vocabulary.size
-  if size > a.vocabulary:
-    raise ConfigError(f'the tokenizer has {size:,} tokens, the encoder knows {a.vocabulary:,}; '
-                      'give the one of pretraining with --tokenizer=FILE')
-  a = a._replace(dropout=args.dropout, attention_dropout=args.dropout)
-  mesh = found.mesh if found.mesh.size > 1 else None
-  return found._replace(backbone=found.backbone.clone(architecture=a), mesh=mesh,
-                        length=args.length or min(found.length, most or found.length),
-                        pooler=found.pooler if args.pool == 'token' else None)
-
-
-def _of_run(args) -> Pretrained:
-  config = runs.read_config(args.workdir)
-  backbone = call('network', config.network, build.NETWORKS)
-  if not isinstance(backbone, Transformer):
-    raise ConfigError(f'{args.workdir} is no run on text; `python -m ssl_jax evaluate '
-                      '--protocols=finetune` is for images')
-  run = runs.load(args.workdir, step=args.step)
-  tokenizer = load(args.tokenizer) if args.tokenizer else run.tokenizer or build.tokenizer(config)
-  if tokenizer is None:
-    raise ConfigError(f'{config.data.name} has no tokenizer; give --tokenizer=FILE')
-  params, _ = run.method.encoder(run.params, run.state)
-
-  def start():
-    first = runs.initial_state(run)
-    return run.method.encoder(first.params, first.state)[0]['backbone']
-
-  return Pretrained(
-    config.method.name, backbone, params['backbone'], params.get('head', {}).get('pooler'), start,
-    tokenizer, config.data.get('length', LENGTH), run.experiment.mesh,
-    dict(workdir=str(args.workdir), step=run.step))
-
-
-def _of_weights(args) -> Pretrained:
-  try:
-    from ssl_jax.weights import WeightsError, from_huggingface
-  except ImportError as error:
-    raise ConfigError(f'--weights: this version of ssl_jax reads no weights ({error})') from error
-  try:
-    module, variables = from_huggingface(args.weights)
-  except WeightsError as error:
-    raise DataError(str(error)) from error
-  params, backbone = variables['params'], module.backbone
-
-  def start():
-    tokens = dict(tokens=np.zeros((1, text_tasks.STEP), np.int32))
-    return backbone.init(jax.random.key(0), tokens, Mode())['params']
-
-  return Pretrained(
-    pathlib.Path(args.weights).resolve().name, backbone, params['backbone'],
-    params.get('head', {}).get('pooler'), start, load(args.tokenizer or args.weights), LENGTH,
-    make_mesh(), dict(weights=str(args.weights)))
-
-
-def _encode(backbone: nn.Module, mesh: Mesh | None) -> Encode:
-  def encode(params, inputs, *, key):
-    mode = Mode(train=key is not None, mesh=mesh)
-    rngs = {} if key is None else dict(dropout=key)
-    return backbone.apply({'params': params}, inputs, mode, rngs=rngs)
-
-  return encode
-
-
-# --- the task -------------------------------------------------------------------------------------
-
-
-class Labelled(NamedTuple):
-  """A task. select: the split that a rate is chosen on, or 'held_out'."""
-
-  train: Examples
-  evaluation: Mapping[str, Examples]
-  metrics: tuple[str, ...]
-  select: str
-
-
-def _task(args) -> Labelled:
-  print(f'reading {args.task} ...', file=sys.stderr, flush=True)
-  read, splits, metrics = _reader(args)
-  train = read('train')
-  evaluation = {split: read(split) for split in splits}
-  for name, found in dict(train=train, **evaluation).items():
-    if found.skipped:
-      print(f'{name}: {found.skipped:,} damaged rows left out', file=sys.stderr)
-  if args.examples and args.examples < train.count:
-    chosen = permuted(np.arange(args.examples), length=train.count, seed=0, epoch=0)
-    train = train.take(chosen)
-  if train.classes and len(np.unique(train.labels)) < 2:
-    raise DataError(f'the {train.count:,} training examples have only one class')
-  validation = next((split for split in splits if split.startswith('validation')), 'held_out')
-  select = 'held_out' if args.select == 'held_out' else validation
-  return Labelled(train, evaluation, metrics, select)
-
-
-def _reader(args) -> tuple[Callable[[str], Examples], tuple[str, ...], tuple[str, ...]]:
-  """(split -> examples, the splits to measure on, the metrics)."""
-  if args.task == 'wordnet':
-    return text_tasks.wordnet, ('validation', 'test'), METRICS
-  if args.task == OWN:
-    splits = tuple(split for split in ('validation', 'test') if getattr(args, split))
-    return _own(args), splits, ('pearson', 'spearman') if args.regression else METRICS
-  task = TASKS[args.task]
-  if args.data == 'tfds':
-    read = lambda split: text_tasks.read_glue_tfds(args.task, split, args.data_dir)
-  else:
-    read = lambda split: text_tasks.read_glue(args.task, args.data, split)
-  return read, tuple(task.validation), task.metrics
-
-
-def _own(args) -> Callable[[str], Examples]:
-  classes = {}
-
-  def read(split):
-    found = text_tasks.read_table(
-      getattr(args, split), text=args.text, text_pair=args.text_pair, label=args.label,
-      classes=classes.get('train'), regression=args.regression)
-    classes.setdefault('train', found.classes)
-    return found
-
-  return read
-
-
-def _encoded(task: Labelled, pretrained: Pretrained) -> tuple[Rows, dict[str, Rows]]:
-  types = pretrained.backbone.architecture.types > 1
-
-  def encoded(examples):
-    rows = text_tasks.encode(examples.texts, pretrained.tokenizer, length=pretrained.length,
-                             types=types)
-    return rows | dict(label=examples.labels)
-
-  return encoded(task.train), {split: encoded(one) for split, one in task.evaluation.items()}
-
-
-def _results(args, pretrained: Pretrained, task: Labelled, rows) -> dict[str, Finetuned]:
-  classes = len(task.train.classes)
-  head = Head('classes' if classes else 'number', classes or 1, args.pool, args.dropout)
-  encode = _encode(pretrained.backbone, pretrained.mesh)
-  starts = {pretrained.name: (pretrained.params, pretrained.pooler)}
+def _results(args, encoder: Pretrained, task: Task) -> dict[str, Finetuned]:
+  types = encoder.backbone.architecture.types > 1
+  rows = {split: task.encode(found, encoder.tokenizer, encoder.length, types, split)
+          for split, found in dict(train=task.train, **task.evaluation).items()}
+  train = rows.pop('train')
+  starts = {encoder.name: (encoder.params, encoder.pooler)}
   if args.baseline:
-    starts['random init'] = (pretrained.start(), None)
-  results = {}
+    starts['random init'] = (encoder.start(), None)
+  encode, results = encode_with(encoder.backbone, encoder.mesh), {}
   for name, (params, pooler) in starts.items():
     results[name] = finetune(
-      encode, params, *rows, head=head, measure=text_tasks.measure_labels(task.metrics),
-      learning_rates=args.learning_rates, seeds=range(args.seeds), select=task.select,
-      pooler=pooler, recipe=Recipe(batch_size=args.batch_size, epochs=args.epochs),
-      mesh=pretrained.mesh, report=_reporter(f'{args.task}, {name}', args.epochs))
+      encode, params, train, rows, measure=task.measure, select=task.select,
+      head=Head(task.kind, task.outputs, args.pool, args.dropout),
+      learning_rates=args.learning_rates, seeds=range(args.seeds), pooler=pooler,
+      recipe=Recipe(batch_size=args.batch_size, epochs=args.epochs), mesh=encoder.mesh,
+      report=_reporter(f'{args.task}, {name}', args.epochs))
   return results
 
 
@@ -363,14 +257,15 @@ def _table(results: Mapping[str, Finetuned]) -> str:
   return '\n'.join([lines[0], rule, *lines[1:]])
 
 
-def _described(args, pretrained: Pretrained, task: Labelled, results: Mapping[str, Finetuned],
+def _described(args, encoder: Pretrained, task: Task, results: Mapping[str, Finetuned],
                seconds: float) -> dict:
   """The result as JSON has it."""
   names = ('batch_size', 'epochs', 'dropout', 'pool', 'learning_rates', 'seeds')
-  options = {name: getattr(args, name) for name in names} | dict(length=pretrained.length)
+  names += ('stride',) * (task.kind == 'spans')
+  chosen = {name: getattr(args, name) for name in names} | dict(length=encoder.length)
   sizes = {split: found.count for split, found in dict(train=task.train, **task.evaluation).items()}
   return dict(
-    task=args.task, examples=sizes, options=options,
+    task=args.task, examples=sizes, options=chosen,
     encoders={name: _plain(result) for name, result in results.items()}, seconds=seconds)
 
 
@@ -383,7 +278,7 @@ def _plain(result: Finetuned) -> dict:
               trials=trials)
 
 
-def _write(args, pretrained: Pretrained, result: dict) -> None:
+def _write(args, encoder: Pretrained, result: dict) -> None:
   """In a run, adds to what is known of the same step: numbers of another would not belong there."""
   if not args.output and not args.workdir:
     print('not written anywhere; --output=FILE.json keeps it', file=sys.stderr)
@@ -391,7 +286,7 @@ def _write(args, pretrained: Pretrained, result: dict) -> None:
   path = pathlib.Path(args.output or pathlib.Path(args.workdir) / RESULT).expanduser()
   path.parent.mkdir(parents=True, exist_ok=True)
   known = json.loads(path.read_text()) if path.is_file() and not args.output else {}
-  same = known.get('about', {}).get('step') == pretrained.about.get('step')
+  same = known.get('about', {}).get('step') == encoder.about.get('step')
   tasks = (known['tasks'] if known and same else {}) | {result['task']: result}
-  path.write_text(json.dumps(dict(about=pretrained.about, tasks=tasks), indent=2) + '\n')
+  path.write_text(json.dumps(dict(about=encoder.about, tasks=tasks), indent=2) + '\n')
   print(f'\nin {path} ({result["seconds"]} s)', file=sys.stderr)

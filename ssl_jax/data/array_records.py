@@ -21,11 +21,10 @@ import numpy as np
 from etils import epath
 
 from ssl_jax.data.images import EncodedImages
+from ssl_jax.data.shards import check_counts, file_name, put_in_place, records, writer
 from ssl_jax.data.sources import DataError
 
 VERSION = 1
-# One image is one chunk, so that reading one does not decompress its neighbours.
-WRITER = 'group_size:1'
 
 
 class Item(NamedTuple):
@@ -53,9 +52,7 @@ class Shards(EncodedImages):
 
   @functools.cached_property
   def _records(self):
-    # Opened where it is used: readers do not travel between processes.
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-    return ArrayRecordDataSource(self._files)
+    return records(self._files)
 
   def name(self, index: int) -> str:
     shard = int(np.searchsorted(np.cumsum(self._about['counts']), index, side='right'))
@@ -96,9 +93,9 @@ def array_record(*, path: str, split: str = 'train', size: int = 256, channels: 
   EncodedImages(**options)
   folder = epath.Path(path).expanduser()
   about = _read_about(folder, split)
-  files = [str(folder / _file_name(split, i, len(about['counts'])))
+  files = [str(folder / file_name(split, i, len(about['counts'])))
            for i in range(len(about['counts']))]
-  _check_counts(files, about['counts'])
+  check_counts(files, about['counts'], 'images')
   labels = _read_labels(folder / f'{split}.labels.npy', sum(about['counts'])) if (
     about['labels']) else None
   return Shards(about, files, labels, arguments, options)
@@ -130,24 +127,6 @@ def _read_labels(file: epath.Path, count: int) -> np.ndarray:
   if labels.shape != (count,):
     raise DataError(f'{file} has {labels.shape} labels for {count} images')
   return labels.astype(np.int32)
-
-
-def _check_counts(files: Sequence[str], counts: Sequence[int]) -> None:
-  from array_record.python.array_record_module import ArrayRecordReader
-  for file, count in zip(files, counts):
-    try:
-      reader = ArrayRecordReader(file)
-      found = reader.num_records()
-      reader.close()
-    except Exception as error:  # riegeli's status codes come as several kinds
-      raise DataError(f'the shard {file} is missing or damaged: {error}') from error
-    if found != count:
-      raise DataError(f'the shard {file} has {found} images, not {count}: it is damaged, or of '
-                      f'another pack')
-
-
-def _file_name(split: str, shard: int, shards: int) -> str:
-  return f'{split}-{shard:05d}-of-{shards:05d}.array_record'
 
 
 # --- writing --------------------------------------------------------------------------------------
@@ -182,7 +161,7 @@ def write_shards(path: str | pathlib.Path, split: str, shards: Sequence[Iterable
   try:
     counts, labels, digest = [], [], hashlib.sha256()
     for i, items in enumerate(shards):
-      counts.append(_write_shard(part / _file_name(split, i, len(shards)), items, labels, digest))
+      counts.append(_write_shard(part / file_name(split, i, len(shards)), items, labels, digest))
     labelled = {label is not None for label in labels}
     if len(labelled) > 1:
       raise ValueError('some examples have labels and some have not')
@@ -191,7 +170,7 @@ def write_shards(path: str | pathlib.Path, split: str, shards: Sequence[Iterable
     (part / f'{split}.json').write_text(json.dumps(dict(
       about or {}, version=VERSION, counts=counts, labels=labelled == {True},
       classes=list(classes), sha256=digest.hexdigest()), indent=2) + '\n')
-    _replace(path, part, split)
+    put_in_place(path, part, split)
   finally:
     shutil.rmtree(part, ignore_errors=True)
   return sum(counts)
@@ -199,27 +178,16 @@ def write_shards(path: str | pathlib.Path, split: str, shards: Sequence[Iterable
 
 def _write_shard(file: pathlib.Path, items: Iterable[Item], labels: list, digest) -> int:
   """Appends to `labels`; returns the number of records."""
-  from array_record.python.array_record_module import ArrayRecordWriter
-  writer, count = ArrayRecordWriter(str(file), WRITER), 0
+  out, count = writer(file), 0
   try:
     for image, label in items:
       record = {'image': image} if isinstance(image, bytes) else {
         'image': image.tobytes(), 'shape': list(image.shape)}
       data = msgpack.packb(record if label is None else dict(record, label=int(label)))
-      writer.write(data)
+      out.write(data)
       digest.update(data)
       labels.append(label)
       count += 1
   finally:
-    writer.close()
+    out.close()
   return count
-
-
-def _replace(path: pathlib.Path, part: pathlib.Path, split: str) -> None:
-  """Moves a finished split into place: the JSON file, without which there is no split, last."""
-  index = f'{split}.json'
-  (path / index).unlink(missing_ok=True)
-  for old in (*path.glob(f'{split}-*-of-*.array_record'), path / f'{split}.labels.npy'):
-    old.unlink(missing_ok=True)
-  for file in sorted(part.iterdir(), key=lambda file: file.name == index):
-    file.rename(path / file.name)

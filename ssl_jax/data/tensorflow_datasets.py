@@ -4,9 +4,11 @@ TFDS gives random access to datasets that were prepared as ArrayRecord files. Im
 were encoded and decoded here, so that large ones can be cropped at full resolution.
 """
 
+import contextlib
 import difflib
 import functools
 import hashlib
+import importlib
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -18,10 +20,13 @@ from ssl_jax.data.images import EncodedImages
 from ssl_jax.data.sources import DataError
 
 PREPARE = '''prepare it once, where there is a network:
-  python -c "import tensorflow_datasets as tfds; tfds.builder({name!r}, file_format='array_record', \
+  python -c "import {modules}; tfds.builder({name!r}, file_format='array_record', \
 data_dir={where!r}).download_and_prepare()"
 Many datasets (cifar10, mnist) make their images from arrays, for which TFDS needs TensorFlow: then do
 it in an environment with `pip install tensorflow tensorflow-datasets array-record`; copy the folder'''
+# Packages of TFDS whose datasets it registers when they are imported.
+LEGACY = ('image', 'image_classification', 'question_answering', 'summarization', 'text',
+          'text_simplification', 'translate', 'vision_language')
 
 
 class TfdsImages(EncodedImages):
@@ -90,8 +95,8 @@ def tfds(*, builder: str, split: str = 'train', data_dir: str | None = None, ima
   options = dict(size=size, channels=channels, unreadable=unreadable,
                  crops=crops if crop == 'host' else None)
   EncodedImages(**options)  # A wrong argument is known before TFDS is imported.
-  found = _builder(builder, data_dir)
-  _check_prepared(found, builder, data_dir)
+  found = builder_of(builder, data_dir)
+  check_prepared(found, builder, data_dir)
   features = found.info.features
   for name, what in ((image, 'image'), (label, 'label')):
     if name is not None and name not in features:
@@ -102,28 +107,57 @@ def tfds(*, builder: str, split: str = 'train', data_dir: str | None = None, ima
   return TfdsImages(records, f'{found.info.full_name}/{split}', classes, arguments, options)
 
 
-def _builder(name: str, data_dir: str | None):
+def builder_of(name: str, data_dir: str | None) -> Any:
+  """The builder of TFDS for a dataset, which may not be prepared; see `check_prepared`.
+
+  Raises:
+    ValueError: there is no such dataset; says which are called alike.
+    DataError: TFDS cannot describe this one without TensorFlow.
+  """
   import tensorflow_datasets as package
+  make = functools.partial(package.builder, name, data_dir=data_dir, try_gcs=False)
   try:
-    return package.builder(name, data_dir=data_dir, try_gcs=False)
+    with contextlib.suppress(package.core.DatasetNotFoundError):
+      return make()
+    _register()
+    return make()
   except package.core.DatasetNotFoundError as error:
     known = package.list_builders(with_community_datasets=False)
     close = difflib.get_close_matches(name, known, n=3)
     hint = f'; did you mean {" or ".join(map(repr, close))}?' if close else ''
     raise ValueError(f'TFDS knows no dataset {name!r}{hint}') from error
+  except ImportError as error:
+    raise DataError(f'TFDS cannot read the dataset {name} without another package '
+                    f'({error.__cause__ or error}); where it is installed, write the examples as '
+                    'JSON Lines (text) or as a folder of images, and name these') from error
 
 
-def _check_prepared(builder, name: str, data_dir: str | None) -> None:
+def _register() -> None:
+  """TFDS imports its older datasets in a row, and stops at the first that needs TensorFlow."""
+  for name in LEGACY:
+    with contextlib.suppress(ImportError):
+      importlib.import_module(f'tensorflow_datasets.{name}')
+
+
+def check_prepared(builder: Any, name: str, data_dir: str | None) -> None:
+  """Refuses a dataset that is not on disk as ArrayRecord with a DataError that says how to."""
   import tensorflow_datasets as package
   if not builder.data_path.exists():
-    raise DataError(f'the dataset {name} is not in {builder.data_path}; '
-                    + PREPARE.format(name=name, where=str(data_dir or '~/tensorflow_datasets')))
+    raise DataError(f'the dataset {name} is not in {builder.data_path}; ' + PREPARE.format(
+      name=name, where=str(data_dir or '~/tensorflow_datasets'), modules=_modules(builder)))
   if builder.info.file_format != package.core.file_adapters.FileFormat.ARRAY_RECORD:
     raise DataError(
       f'the dataset in {builder.data_path} is stored as {builder.info.file_format.value}, which has '
       f'no random access without TensorFlow; convert it, where TensorFlow is available:\n'
       f'  tfds convert_format --dataset_dir={builder.data_path.parent} '
       f'--out_file_format=array_record --out_path=FOLDER')
+
+
+def _modules(builder) -> str:
+  """What to import so that TFDS knows the dataset by name, see `_register`."""
+  module = type(builder).__module__
+  is_old = module.split('.')[:2] in [['tensorflow_datasets', name] for name in LEGACY]
+  return 'tensorflow_datasets as tfds' + (f', {module}' if is_old else '')
 
 
 def _records(builder, name: str, split: str, image: str):

@@ -16,43 +16,26 @@ import functools
 import hashlib
 import itertools
 import json
-import multiprocessing
-import os
 import pathlib
 import shutil
 import sys
 import tempfile
 import time
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from etils import epath
 
-from ssl_jax.data.array_records import WRITER, _file_name, _replace
-from ssl_jax.data.corpora import Corpus
+from ssl_jax.data.documents import Corpus
+from ssl_jax.data.shards import check_counts, file_name, put_in_place, records, writer
 from ssl_jax.data.sources import DataError
-from ssl_jax.data.tokenize import Tokenizer, Vocabulary, chunks, tokenised
+from ssl_jax.data.special_tokens import Vocabulary
+from ssl_jax.data.token_coding import Coded, Coder, Sizes, dtype_of
+from ssl_jax.data.tokenize import Tokenizer, chunks
 
 VERSION = 1
 SHARDS = 8
-
-
-class Sizes(NamedTuple):
-  """Tokens of each sentence, int32 [S], and sentences of each document, int32 [N]."""
-
-  sentences: np.ndarray
-  documents: np.ndarray
-
-  def sentence_ends(self) -> np.ndarray:
-    """int64 [N]: where the sentences of each document end among all sentences."""
-    return np.cumsum(self.documents, dtype=np.int64)
-
-  def tokens(self) -> np.ndarray:
-    """int64 [N]: the tokens of each document."""
-    ends = np.append(0, np.cumsum(self.sentences, dtype=np.int64))[self.sentence_ends()]
-    return np.diff(ends, prepend=0)
 
 
 class Records:
@@ -77,9 +60,7 @@ class Records:
 
   @functools.cached_property
   def _records(self):
-    # Opened where it is used: readers do not travel between processes.
-    from array_record.python.array_record_data_source import ArrayRecordDataSource
-    return ArrayRecordDataSource(_files(self._folder, self._split, self._about))
+    return records(_files(self._folder, self._split, self._about))
 
   def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of document i and whether each begins a word."""
@@ -120,7 +101,7 @@ def read_records(path: str, split: str) -> Records:
   if _digest(sizes, labels) != about['sizes']:
     raise DataError(f'the arrays {folder}/{split}.*.npy are not those that {split}.json was '
                     f'written with: damaged, or of another run')
-  _check_counts(_files(folder, split, about), about['counts'])
+  check_counts(_files(folder, split, about), about['counts'], 'documents')
   return Records(folder, split, about, sizes, labels)
 
 
@@ -153,23 +134,9 @@ def _load(file: epath.Path) -> np.ndarray:
     raise DataError(f'{file} is damaged or missing: {error}') from error
 
 
-def _check_counts(files: list[str], counts: list[int]) -> None:
-  from array_record.python.array_record_module import ArrayRecordReader
-  for file, count in zip(files, counts):
-    try:
-      reader = ArrayRecordReader(file)
-      found = reader.num_records()
-      reader.close()
-    except Exception as error:  # riegeli's status codes come as several kinds
-      raise DataError(f'the shard {file} is missing or damaged: {error}') from error
-    if found != count:
-      raise DataError(f'the shard {file} has {found} documents, not {count}: it is damaged, or of '
-                      f'another run')
-
-
 def _files(folder: epath.Path, split: str, about: dict) -> list[str]:
   shards = len(about['counts'])
-  return [str(folder / _file_name(split, i, shards)) for i in range(shards)]
+  return [str(folder / file_name(split, i, shards)) for i in range(shards)]
 
 
 def _digest(sizes: Sizes, labels: Mapping[str, np.ndarray]) -> str:
@@ -181,14 +148,6 @@ def _digest(sizes: Sizes, labels: Mapping[str, np.ndarray]) -> str:
 
 
 # --- writing --------------------------------------------------------------------------------------
-
-
-class Coded(NamedTuple):
-  """A chunk of documents: their records, the Sizes of it, and how many tokens are unknown."""
-
-  records: list[bytes]
-  sizes: Sizes
-  unknown: int
 
 
 def write_records(path: str | pathlib.Path, split: str, corpus: Corpus, tokenizer: Tokenizer, *,
@@ -223,12 +182,12 @@ def write_records(path: str | pathlib.Path, split: str, corpus: Corpus, tokenize
   path.mkdir(parents=True, exist_ok=True)
   part = pathlib.Path(tempfile.mkdtemp(dir=path, prefix=f'.{split}.'))
   try:
-    with _coder(workers, tokenizer) as code:
+    with Coder(workers, tokenizer) as code:
       written = _write(part, split, corpus, code, tokenizer, progress)
     tokenizer.save(part / 'tokenizer.json')
     written = dict(about or {}, **written)
     (part / f'{split}.json').write_text(json.dumps(written, indent=2) + '\n')
-    _replace(path, part, split)
+    put_in_place(path, part, split)
   finally:
     shutil.rmtree(part, ignore_errors=True)
   return written
@@ -252,7 +211,7 @@ def _write(part: pathlib.Path, split: str, corpus: Corpus, code, tokenizer: Toke
   digest, sizes, unknown = hashlib.sha256(), [], 0
   for i, (first, last) in enumerate(itertools.pairwise(bounds.tolist())):
     coded = _watched(code(chunks(corpus[k] for k in range(first, last))), progress)
-    for chunk in _write_shard(part / _file_name(split, i, shards), coded, digest):
+    for chunk in _write_shard(part / file_name(split, i, shards), coded, digest):
       sizes.append(chunk.sizes)
       unknown += chunk.unknown
   sizes = Sizes(*map(np.concatenate, zip(*sizes)))
@@ -263,7 +222,7 @@ def _write(part: pathlib.Path, split: str, corpus: Corpus, code, tokenizer: Toke
   return dict(
     kind='tokens', version=VERSION, counts=np.diff(bounds).tolist(), documents=len(corpus),
     tokens=int(sizes.sentences.sum(dtype=np.int64)), unknown=unknown,
-    dtype=_dtype(tokenizer.vocabulary).str, vocabulary=tokenizer.vocabulary._asdict(),
+    dtype=dtype_of(tokenizer.vocabulary).str, vocabulary=tokenizer.vocabulary._asdict(),
     tokenizer=tokenizer.fingerprint(), corpus=corpus.fingerprint(), classes=list(corpus.classes),
     labels=sorted(labels), sizes=_digest(sizes, labels), sha256=digest.hexdigest())
 
@@ -275,78 +234,15 @@ def _watched(coded: Iterable[Coded], progress) -> Iterator[Coded]:
 
 
 def _write_shard(file: pathlib.Path, coded: Iterable[Coded], digest) -> Iterator[Coded]:
-  from array_record.python.array_record_module import ArrayRecordWriter
-  writer = ArrayRecordWriter(str(file), WRITER)
+  out = writer(file)
   try:
     for chunk in coded:
       for record in chunk.records:
-        writer.write(record)
+        out.write(record)
         digest.update(record)
       yield chunk
   finally:
-    writer.close()
-
-
-def _dtype(vocabulary: Vocabulary) -> np.dtype:
-  return np.dtype('<u2' if vocabulary.size <= 1 << 16 else '<u4')
-
-
-def _coded(chunk: list[tuple[str, ...]], tokenizer: Tokenizer) -> Coded:
-  found, vocabulary = tokenised(chunk, tokenizer), tokenizer.vocabulary
-  sizes = Sizes(found.sentences, found.documents)
-  tokens, ends = found.tokens.astype(_dtype(vocabulary)), np.cumsum(sizes.tokens()).tolist()
-  return Coded([tokens[begin:end].tobytes() + np.packbits(found.starts[begin:end]).tobytes()
-                for begin, end in zip([0, *ends], ends)], sizes, unknown(tokens, vocabulary))
-
-
-def unknown(tokens: np.ndarray, vocabulary: Vocabulary) -> int:
-  """How many of the tokens stand for what the vocabulary does not know."""
-  return 0 if vocabulary.unk is None else int(np.count_nonzero(tokens == vocabulary.unk))
-
-
-# --- processes ------------------------------------------------------------------------------------
-
-
-class _coder:
-  """`with _coder(workers, tokenizer) as code`: code(chunks) -> Coded, in their order."""
-
-  def __init__(self, workers: int, tokenizer: Tokenizer):
-    self._workers, self._tokenizer, self._pool = workers, tokenizer, None
-
-  def __enter__(self):
-    if not self._workers:
-      return lambda chunks: (_coded(chunk, self._tokenizer) for chunk in chunks)
-    # Spawned: forking after the tokenizers library started threads may hang.
-    self._pool = multiprocessing.get_context('spawn').Pool(
-      self._workers, _start, (self._tokenizer,))
-    return self._in_workers
-
-  def __exit__(self, *exception) -> None:
-    if self._pool is not None:
-      self._pool.terminate()
-      self._pool.join()
-
-  def _in_workers(self, chunks: Iterable) -> Iterator[Coded]:
-    """Pool.imap would read the whole corpus ahead; this reads a few chunks per worker."""
-    waiting = deque()
-    for chunk in chunks:
-      waiting.append(self._pool.apply_async(_in_worker, (chunk,)))
-      if len(waiting) > 2 * self._workers:
-        yield waiting.popleft().get()
-    while waiting:
-      yield waiting.popleft().get()
-
-
-_WORK = []  # the tokenizer of this worker process
-
-
-def _start(tokenizer: Tokenizer) -> None:
-  os.environ['TOKENIZERS_PARALLELISM'] = 'false'  # One core per process.
-  _WORK[:] = [tokenizer]
-
-
-def _in_worker(chunk: list[tuple[str, ...]]) -> Coded:
-  return _coded(chunk, *_WORK)
+    out.close()
 
 
 class Progress:

@@ -12,27 +12,22 @@ import hashlib
 import json
 import pathlib
 import re
-import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import tokenizers
-from tokenizers import decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import models, normalizers, pre_tokenizers
 
 from ssl_jax.data.sources import DataError
+from ssl_jax.data.special_tokens import PIECES, Vocabulary, named_pieces, vocabulary_of
+from ssl_jax.data.vocabulary_training import train_bpe, train_unigram, train_wordpiece, wordpiece
+
+__all__ = ['Encoded', 'Tokenizer', 'Tokens', 'Vocabulary', 'chunks', 'load', 'tokenised', 'train']
 
 # Part of every fingerprint: raise it when tokens or words of the same text change.
 VERSION = 1
-PIECES = dict(pad='[PAD]', unk='[UNK]', cls='[CLS]', sep='[SEP]', mask='[MASK]')
-# What the roles are called where no file beside the tokenizer says so: BERT's, RoBERTa's, GPT-2's.
-CONVENTIONS = dict(
-  pad=('[PAD]', '<pad>'), unk=('[UNK]', '<unk>'), cls=('[CLS]', '<s>'),
-  sep=('[SEP]', '</s>', '<|endoftext|>'), mask=('[MASK]', '<mask>'))
-# WordPiece keeps so many characters, the most frequent; others become [UNK].
-ALPHABET = 1000
 # What is tokenised at a time, in documents and characters: the library takes 100 bytes for each of
 # the latter. Longer texts are cut, at a space, into parts.
 CHUNK, CHUNK_CHARACTERS, PART = 1024, 1 << 20, 1 << 16
@@ -40,23 +35,6 @@ CHUNK, CHUNK_CHARACTERS, PART = 1024, 1 << 20, 1 << 16
 # The blocks that BERT takes for Chinese characters (google-research/bert tokenization.py:265-290).
 _CJK = re.compile('[\u3400-\u4dbf\u4e00-\u9fff\uf900-\ufaff\U00020000-\U0002a6df'
                   '\U0002a700-\U0002ceaf\U0002f800-\U0002fa1f]')
-
-
-class Vocabulary(NamedTuple):
-  """The ids that masking and packing need; None for a token that the vocabulary has not.
-
-  size: one more than the largest id.
-  sep: what ends a text; <|endoftext|> in GPT-2's.
-  special: ids of all special tokens, ascending.
-  """
-
-  size: int
-  pad: int | None
-  unk: int | None
-  cls: int | None
-  sep: int | None
-  mask: int | None
-  special: tuple[int, ...]
 
 
 class Encoded(NamedTuple):
@@ -92,7 +70,7 @@ class Tokenizer:
     self._inner = inner
     self._pieces = {role: piece for role, piece in pieces.items()
                     if inner.token_to_id(piece) is not None}
-    self.vocabulary = _vocabulary(inner, self._pieces)
+    self.vocabulary = vocabulary_of(inner, self._pieces)
     self._continues = _continuations(inner, self.vocabulary.size)
 
   def __reduce__(self):
@@ -122,6 +100,12 @@ class Tokenizer:
       if not text.isascii() and _CJK.search(text):
         starts[begin:begin + len(encoding)] |= _cjk_starts(encoding.offsets, text)
     return tokens, starts, lengths
+
+  def encode_with_offsets(self, texts: Sequence[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """(tokens uint32 [n], first character and last + 1 of each, int32 [n, 2]) of each text."""
+    found = self._inner.encode_batch(list(texts), add_special_tokens=False)
+    return [(np.array(one.ids, np.uint32), np.array(one.offsets, np.int32).reshape(-1, 2))
+            for one in found]
 
   def decode(self, ids: Sequence[int] | np.ndarray) -> str:
     """Text, with the names of special tokens in it."""
@@ -229,14 +213,6 @@ def _cjk_starts(offsets: Sequence[tuple[int, int]], text: str) -> np.ndarray:
   return starts
 
 
-def _vocabulary(inner: tokenizers.Tokenizer, pieces: Mapping[str, str]) -> Vocabulary:
-  ids = {role: inner.token_to_id(pieces[role]) if role in pieces else None for role in PIECES}
-  special = {i for i, token in inner.get_added_tokens_decoder().items() if token.special}
-  special |= {i for i in ids.values() if i is not None}
-  size = max(inner.get_vocab(with_added_tokens=True).values(), default=-1) + 1
-  return Vocabulary(size=size, special=tuple(sorted(special)), **ids)
-
-
 def _restored(text: str, pieces: Mapping[str, str]) -> Tokenizer:
   return Tokenizer(tokenizers.Tokenizer.from_str(text), pieces)
 
@@ -270,7 +246,7 @@ def load(path: str | pathlib.Path, *, require_mask: bool = False) -> Tokenizer:
               for name in ('tokenizer_config.json', 'special_tokens_map.json')}
   read = _read_vocabulary if path.suffix == '.txt' else _read_json
   inner = read(path, settings['tokenizer_config.json'])
-  tokenizer = Tokenizer(inner, _pieces(inner, list(settings.values())))
+  tokenizer = Tokenizer(inner, named_pieces(inner, list(settings.values())))
   if require_mask and tokenizer.vocabulary.mask is None:
     raise DataError(f'{path} has no mask token, which masked-language modelling needs; expected '
                     f'[MASK] or <mask>, or a "mask_token" in {path.parent}/tokenizer_config.json')
@@ -313,37 +289,11 @@ def _read_vocabulary(path: pathlib.Path, settings: Mapping[str, Any]) -> tokeniz
   if '[UNK]' not in number:
     raise DataError(f'{path} is no vocab.txt: expected one piece per line, among them [UNK]; got '
                     f'{len(pieces):,} lines, the first is {pieces[0][:40] if pieces else ""!r}')
-  inner = _wordpiece(number, lowercase=settings.get('do_lower_case', True),
-                     strip_accents=settings.get('strip_accents'),
-                     handle_chinese_chars=settings.get('tokenize_chinese_chars', True))
+  inner = wordpiece(number, lowercase=settings.get('do_lower_case', True),
+                    strip_accents=settings.get('strip_accents'),
+                    handle_chinese_chars=settings.get('tokenize_chinese_chars', True))
   inner.add_special_tokens([piece for piece in PIECES.values() if piece in number])
   return inner
-
-
-def _wordpiece(vocabulary: dict[str, int], **normalizer) -> tokenizers.Tokenizer:
-  inner = tokenizers.Tokenizer(models.WordPiece(
-    vocabulary, unk_token='[UNK]', max_input_chars_per_word=100))
-  inner.normalizer = normalizers.BertNormalizer(**normalizer)
-  inner.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-  inner.decoder = decoders.WordPiece()
-  return inner
-
-
-def _pieces(inner: tokenizers.Tokenizer, settings: list[Mapping[str, Any]]) -> dict[str, str]:
-  """{'mask': '[MASK]', ...}: as the files beside it name them, else by convention."""
-  named = {key: value.get('content') if isinstance(value, dict) else value
-           for one in settings for key, value in one.items() if key.endswith('_token')}
-  if named.get('bos_token') != named.get('eos_token'):
-    named.setdefault('cls_token', named.get('bos_token'))
-  named.setdefault('sep_token', named.get('eos_token'))
-  found = {}
-  for role, conventions in CONVENTIONS.items():
-    for piece in (named.get(f'{role}_token'), *conventions):
-      if isinstance(piece, str) and inner.token_to_id(piece) is not None:
-        found.setdefault(role, piece)
-  if found.get('unk') == '<|endoftext|>':
-    del found['unk']  # GPT-2's files name one, but bytes are never unknown.
-  return found
 
 
 # --- training -------------------------------------------------------------------------------------
@@ -368,7 +318,7 @@ def train(texts: Iterable[str], *, kind: Literal['wordpiece', 'bpe', 'unigram'] 
     ValueError: an unknown kind, or a size that the characters of the text alone exceed.
     DataError: there is no text.
   """
-  trained = dict(wordpiece=_train_wordpiece, bpe=_train_bpe, unigram=_train_unigram)
+  trained = dict(wordpiece=train_wordpiece, bpe=train_bpe, unigram=train_unigram)
   if kind not in trained:
     raise ValueError(f'kind must be one of {", ".join(map(repr, trained))}, got {kind!r}')
   if size <= len(PIECES):
@@ -383,77 +333,3 @@ def _some(texts: Iterable[str]) -> Iterator[str]:
     yield text
   if empty:
     raise DataError('there is no text to learn a vocabulary from')
-
-
-def _train_wordpiece(texts: Iterator[str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
-  """The library alone is not deterministic: it numbers characters as a hash table yields them.
-
-  That number breaks ties between merges, so all characters and their '##' forms are given as
-  special tokens, which are numbered first, and the tokenizer is put together again from the
-  vocabulary.
-  """
-  inner = _wordpiece({}, lowercase=lowercase)
-  with tempfile.TemporaryFile('w+', encoding='utf-8') as spool:
-    counts = Counter()
-    for text in texts:
-      text = ' '.join(inner.normalizer.normalize_str(text).split())
-      counts.update(text)
-      spool.write(text + '\n')
-    del counts[' ']
-    kept = sorted(sorted(counts, key=lambda c: (-counts[c], c))[:ALPHABET])
-    inside = [f'##{c}' for c in kept if len(inner.pre_tokenizer.pre_tokenize_str(f'a{c}')) == 1]
-    first = [*PIECES.values(), *kept, *inside]
-    _check_size(size, len(first))
-    spool.seek(0)
-    inner.train_from_iterator(spool, trainers.WordPieceTrainer(
-      vocab_size=size, show_progress=False, special_tokens=first, initial_alphabet=kept,
-      limit_alphabet=len(kept)))
-  inner = _wordpiece(inner.get_vocab(), lowercase=lowercase)
-  inner.add_special_tokens(list(PIECES.values()))
-  return inner
-
-
-def _train_bpe(texts: Iterator[str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
-  alphabet = pre_tokenizers.ByteLevel.alphabet()
-  _check_size(size, len(PIECES) + len(alphabet))
-  inner = tokenizers.Tokenizer(models.BPE())
-  inner.normalizer = normalizers.Lowercase() if lowercase else None
-  inner.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-  inner.decoder = decoders.ByteLevel()
-  inner.train_from_iterator(texts, trainers.BpeTrainer(
-    vocab_size=size, show_progress=False, special_tokens=list(PIECES.values()),
-    initial_alphabet=alphabet))
-  return inner
-
-
-def _train_unigram(texts: Iterator[str], size: int, lowercase: bool) -> tokenizers.Tokenizer:
-  inner = tokenizers.Tokenizer(models.Unigram())
-  inner.normalizer = normalizers.Sequence(
-    [normalizers.NFKC()] + [normalizers.Lowercase()] * bool(lowercase))
-  # Punctuation apart, or 'sat.' would be one word.
-  inner.pre_tokenizer = pre_tokenizers.Sequence(
-    [pre_tokenizers.Metaspace(), pre_tokenizers.Punctuation()])
-  inner.decoder = decoders.Metaspace()
-  counts = Counter()
-  try:
-    inner.train_from_iterator(_counted(texts, counts), trainers.UnigramTrainer(
-      vocab_size=size, show_progress=False, special_tokens=list(PIECES.values()),
-      unk_token=PIECES['unk']))
-  except DataError:
-    raise
-  except Exception as error:  # The library raises nothing more special.
-    _check_size(size, len(PIECES) + len(counts))
-    raise ValueError(f'no unigram vocabulary of {size} pieces: {error}') from error
-  return inner
-
-
-def _counted(texts: Iterator[str], counts: Counter) -> Iterator[str]:
-  for text in texts:
-    counts.update(text)
-    yield text
-
-
-def _check_size(size: int, least: int) -> None:
-  if size < least:
-    raise ValueError(f'a vocabulary of {size} pieces is too small: its special tokens and single '
-                     f'characters are {least} already')

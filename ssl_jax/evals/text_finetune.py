@@ -1,9 +1,4 @@
-"""Fine-tuning of a text encoder with a new head: classes, numbers, tags, spans.
-
-  classes   W tanh(P x + p) + b     cross-entropy          x: the first token, the mean, or the last
-  number    the same with one output, squared error
-  tags      W x_t + b for each token, cross-entropy over those with a label
-  spans     W x_t + b, 2 outputs: softmax over the tokens for the begin and for the end, their mean
+"""Fine-tuning of a text encoder with a new head (`text_heads`): classes, numbers, tags, spans.
 
 The recipe is BERT's (Devlin et al. 2019, arXiv:1810.04805, sections 4 and A.3; google-research/bert
 run_classifier.py, run_squad.py): AdamW with weight decay 0.01, gradients clipped to norm 1, the
@@ -20,7 +15,7 @@ and changes only what dropout draws. On a mesh, numbers are those of one device.
 
 import functools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,37 +24,25 @@ import optax
 from jax.sharding import Mesh
 
 from ssl_jax.data.order import permuted
-from ssl_jax.evals.text_tasks import IGNORED, STEP, Measure, Rows
-from ssl_jax.models.dropout import dropout_factors
-from ssl_jax.models.transformer import POOLS, pooled
+from ssl_jax.evals.text_heads import (
+  KINDS,
+  Encode,
+  Head,
+  inputs_of,
+  losses_of,
+  outputs_of,
+  start_head,
+)
+from ssl_jax.evals.text_rows import IGNORED, STEP, Measure, Rows
+from ssl_jax.models.transformer import POOLS
 from ssl_jax.parallel import batch_axes, batch_sharding, replicated
 from ssl_jax.train.optimizers import adamw
 from ssl_jax.train.schedules import warmup_linear
-from ssl_jax.types import TEXT_INPUTS, Mode, PyTree
+from ssl_jax.types import PyTree
 
-KINDS = ('classes', 'number', 'tags', 'spans')
 LEARNING_RATES = (2e-5, 3e-5, 5e-5)
 HELD_OUT = 0.1
 MEASURED = 64  # rows at a time
-
-# (params, inputs, *, key) -> tokens [B, L, D]; `inputs` have [B, L] each, `key` is of dropout, None
-# outside training
-Encode = Callable[..., jax.Array]
-
-
-class Head(NamedTuple):
-  """What stands on the encoder.
-
-  kind: in `KINDS`.
-  outputs: classes or tags; 1 for a number, 2 for spans.
-  pool: 'token' (the first), 'mean' or 'last'; of classes and numbers.
-  dropout: rate before the last layer.
-  """
-
-  kind: str
-  outputs: int
-  pool: str = 'token'
-  dropout: float = 0.1
 
 
 class Recipe(NamedTuple):
@@ -124,49 +107,6 @@ class DivergedError(ArithmeticError):
   """Losses or outputs were not finite at every learning rate."""
 
 
-# --- the head -------------------------------------------------------------------------------------
-
-
-def _start_head(head: Head, width: int, key: jax.Array, pooler: PyTree | None) -> PyTree:
-  init = jax.nn.initializers.truncated_normal(0.02)
-  keys = jax.random.split(key)
-  layer = lambda key, size: dict(kernel=init(key, (width, size)), bias=jnp.zeros(size))
-  params = dict(output=layer(keys[0], head.outputs))
-  if head.kind in ('classes', 'number'):
-    params['pooler'] = layer(keys[1], width) if pooler is None else pooler
-  return params
-
-
-def _dense(x: jax.Array, layer: PyTree) -> jax.Array:
-  flat = jnp.matmul(x.reshape(-1, x.shape[-1]), layer['kernel'], precision='highest')
-  return (flat + layer['bias'][None]).reshape(*x.shape[:-1], -1)
-
-
-def _outputs(encode: Encode, head: Head, params: PyTree, inputs, key) -> jax.Array:
-  """[B, C], [B] (number), [B, L, C] (tags) or [B, L, 2] (spans), in float32."""
-  own = (None, None) if key is None else jax.random.split(key)
-  x = encode(params['encoder'], inputs, key=own[0]).astype(jnp.float32)
-  if 'pooler' in params['head']:
-    x = jnp.tanh(_dense(pooled(x, inputs, head.pool), params['head']['pooler']))
-  if key is not None and head.dropout:
-    x = x * dropout_factors(own[1], x.shape, head.dropout, Mode(train=True))
-  y = _dense(x, params['head']['output'])
-  if head.kind == 'spans' and 'segments' in inputs:
-    y = jnp.where((inputs['segments'] > 0)[:, :, None], y, -1e9)
-  return y[:, 0] if head.kind == 'number' else y
-
-
-def _losses(head: Head, outputs: jax.Array, labels: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Losses and which of them count, of the same shape; its first axis is that of the rows."""
-  if head.kind == 'number':
-    return jnp.square(outputs - labels), jnp.ones_like(outputs)
-  if head.kind == 'spans':
-    outputs = jnp.swapaxes(outputs, 1, 2)  # [B, 2, L]
-  counts = (labels != IGNORED).astype(jnp.float32)
-  losses = optax.softmax_cross_entropy_with_integer_labels(outputs, jnp.maximum(labels, 0))
-  return losses * counts, counts
-
-
 # --- steps ----------------------------------------------------------------------------------------
 
 
@@ -187,7 +127,7 @@ class _Program(NamedTuple):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _start(program: _Program, width: int, params, pooler, key):
-  params = dict(encoder=params, head=_start_head(program.head, width, key, pooler))
+  params = dict(encoder=params, head=start_head(program.head, width, key, pooler))
   # Copies: the steps overwrite what they are given, and the caller still needs these arrays.
   params = jax.tree.map(jnp.copy, params)
   return params, program.optimizer(jnp.float32(0)).init(params)
@@ -196,9 +136,9 @@ def _start(program: _Program, width: int, params, pooler, key):
 @functools.partial(jax.jit, static_argnums=0, donate_argnums=(1, 2))
 def _step(program: _Program, params, opt, rate, key, step, batch):
   def loss(params):
-    outputs = _outputs(program.encode, program.head, params, _inputs(batch),
+    outputs = outputs_of(program.encode, program.head, params, inputs_of(batch),
                        jax.random.fold_in(key, step))
-    losses, counts = _losses(program.head, outputs, batch['label'])
+    losses, counts = losses_of(program.head, outputs, batch['label'])
     weights = counts * batch['weight'].reshape(-1, *[1] * (counts.ndim - 1))
     total, weight = jnp.sum(losses * weights), jnp.sum(weights)
     return total / jnp.maximum(weight, 1), (total, weight)
@@ -210,11 +150,7 @@ def _step(program: _Program, params, opt, rate, key, step, batch):
 
 @functools.partial(jax.jit, static_argnums=(0, 1))
 def _measured(encode, head, params, inputs):
-  return _outputs(encode, head, params, inputs, None)
-
-
-def _inputs(batch: Mapping[str, Any]) -> dict[str, Any]:
-  return {name: batch[name] for name in TEXT_INPUTS if name in batch}
+  return outputs_of(encode, head, params, inputs, None)
 
 
 # --- batches --------------------------------------------------------------------------------------
@@ -238,7 +174,7 @@ def _batch(rows: Rows, chosen: np.ndarray, size: int, names: Sequence[str],
 
 
 def _train_batches(rows: Rows, epoch: int, seed: int, size: int) -> Iterator[dict[str, np.ndarray]]:
-  count, names = len(rows['label']), [*_inputs(rows), 'label']
+  count, names = len(rows['label']), [*inputs_of(rows), 'label']
   order = permuted(np.arange(count), length=count, seed=seed, epoch=epoch)
   for begin in range(0, count, size):
     yield _batch(rows, order[begin:begin + size], size, names)
@@ -258,8 +194,8 @@ def predict(encode: Encode, head: Head, params: PyTree, rows: Rows, *,
   found = None
   for begin in range(0, count, size):
     chosen = by_length[begin:begin + size]
-    batch = _batch(rows, chosen, size, list(_inputs(rows)))
-    outputs = np.asarray(_measured(encode, head, params, _place(_inputs(batch), mesh)))
+    batch = _batch(rows, chosen, size, list(inputs_of(rows)))
+    outputs = np.asarray(_measured(encode, head, params, _place(inputs_of(batch), mesh)))
     if found is None:
       full = rows['tokens'].shape[1:] if outputs.ndim == 3 else ()
       found = np.full((count, *full, *outputs.shape[1 + len(full):]), -1e9, np.float32)
@@ -291,14 +227,14 @@ def finetune(encode: Encode, params: PyTree, train: Rows, evaluation: Mapping[st
   Args:
     encode: see `Encode`; a pure function, the same object every time (it is a static argument).
     params: of the encoder; they are not modified.
-    train: rows, see `evals.text_tasks`; with 'label'.
+    train: rows, see `evals.text_rows`; with 'label'.
     evaluation: {split: rows}, at least one.
     head, recipe: see there.
     measure: (outputs, rows) -> {metric: value}; a rate's score is the mean of metrics and seeds.
     learning_rates: peaks to try; small encoders want larger ones than BERT's.
     seeds: each has a head, an order and dropout of its own.
-    select: a split of `evaluation`, or 'held_out': a tenth of `train`, which then is not trained
-      on. With one rate nothing is chosen, and nothing held out.
+    select: a split of `evaluation`, or 'held_out': a tenth of `train` (of its groups, where it has
+      them), which then is not trained on. With one rate nothing is chosen, and nothing held out.
     pooler: dict(kernel [D, D], bias [D]) to start from, where pretraining had one.
     mesh: rows are spread over its devices.
     report: called after every epoch.
@@ -362,7 +298,7 @@ def _scores(program: _Program, params, rows: Rows, measure: Measure, mesh) -> di
 
 
 def _width(encode: Encode, params, rows: Rows) -> int:
-  some = {name: x[:1] for name, x in _inputs(rows).items()}
+  some = {name: x[:1] for name, x in inputs_of(rows).items()}
   return jax.eval_shape(functools.partial(encode, key=None), params, some).shape[-1]
 
 
@@ -378,10 +314,12 @@ def _selection(train: Rows, evaluation: Mapping[str, Rows], select: str, rates: 
   chosen = f'learning rate, one of {rates}, chosen on'
   if select != 'held_out':
     return train, evaluation[select], f'{chosen} {select}, whose own score is too good by that'
-  count = len(train['label'])
-  order = permuted(np.arange(count), length=count, seed=0, epoch=0)
-  held = max(1, round(HELD_OUT * count))
-  parts = ({name: x[rows] for name, x in train.items()} for rows in (order[held:], order[:held]))
+  groups, group = np.unique(train.get('group', np.arange(len(train['label']))), return_inverse=True)
+  order = permuted(np.arange(len(groups)), length=len(groups), seed=0, epoch=0)
+  held = max(1, round(HELD_OUT * len(groups)))
+  place = np.argsort(order)[group]
+  rows, count = np.argsort(place, kind='stable'), int((place < held).sum())
+  parts = ({name: x[part] for name, x in train.items()} for part in (rows[count:], rows[:count]))
   return *parts, f'{chosen} {held:,} examples of the training set that were not trained on'
 
 

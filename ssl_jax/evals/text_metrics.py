@@ -6,7 +6,8 @@ zero it is 0, as in scikit-learn; Pearson's and Spearman's too, which in scipy a
 measure at all is a ValueError.
 
 References: Wang et al. 2019, GLUE (arXiv:1804.07461); Rajpurkar et al. 2016, SQuAD
-(arXiv:1606.05250); Tjong Kim Sang and De Meulder 2003, CoNLL (arXiv:cs/0306050).
+(arXiv:1606.05250), and 2018, SQuAD v2.0 (arXiv:1806.03822); Tjong Kim Sang and De Meulder 2003,
+CoNLL (arXiv:cs/0306050).
 """
 
 import re
@@ -103,17 +104,36 @@ def normalised_answer(text: str) -> str:
   return ' '.join(re.sub(r'\b(a|an|the)\b', ' ', text).split())
 
 
-def exact_match(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
-  """The share of predictions that equal one of their answers, normalised."""
-  return _best(_same, predictions, answers)
+def exact_match(predictions: Sequence[str], answers: Sequence[Sequence[str]], *,
+                unanswerable: bool = False) -> float:
+  """The share of predictions that equal one of their answers, normalised.
+
+  Args:
+    predictions: N texts.
+    answers: of each, at least one.
+    unanswerable: SQuAD v2.0's script: without answers (or with none that is more than articles and
+      punctuation), '' is right.
+
+  Raises:
+    ValueError: no predictions, not as many as answers, or a question without any.
+  """
+  return _best(_same, predictions, _or_none(answers) if unanswerable else answers)
 
 
-def span_f1(predictions: Sequence[str], answers: Sequence[Sequence[str]]) -> float:
+def span_f1(predictions: Sequence[str], answers: Sequence[Sequence[str]], *,
+            unanswerable: bool = False) -> float:
   """The mean over predictions of the best F1 of words with one of their answers, normalised.
 
-  Without a word in common it is 0, also where both are empty, as in SQuAD v1.1's script.
+  Without a word in common it is 0, also where both are empty, as in SQuAD v1.1's script; in v2.0's
+  (`unanswerable`) two empty ones are 1. Arguments and errors as `exact_match`.
   """
+  if unanswerable:
+    return _best(_common_or_none, predictions, _or_none(answers))
   return _best(_common, predictions, answers)
+
+
+def _or_none(answers: Sequence[Sequence[str]]) -> list[Sequence[str]]:
+  return [[text for text in own if normalised_answer(text)] or [''] for own in answers]
 
 
 def _best(score: Callable[[str, str], float], predictions, answers) -> float:
@@ -126,6 +146,10 @@ def _best(score: Callable[[str, str], float], predictions, answers) -> float:
 
 def _same(prediction: str, answer: str) -> float:
   return float(prediction == answer)
+
+
+def _common_or_none(prediction: str, answer: str) -> float:
+  return _common(prediction, answer) if prediction and answer else _same(prediction, answer)
 
 
 def _common(prediction: str, answer: str) -> float:

@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from ssl_jax.data.token_sources import Frame, Piece
+from ssl_jax.data.token_frames import Frame, Piece
 from ssl_jax.data.tokenize import Encoded, Tokenizer
 from ssl_jax.types import Mode, Network, PyTree
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from ssl_jax.cli import main
+from ssl_jax.cli.finetune import options
 from ssl_jax.models.language_heads import masked_lm
 from ssl_jax.models.transformer import LanguageModel, transformer
 from ssl_jax.types import Mode
@@ -121,6 +122,14 @@ def test_without_the_module_of_weights(tmp_path, monkeypatch, capsys):
   (['--workdir=x', '--task=wnli'], 'is unknown; there are'),
   (['--workdir=x', '--task=cola'], 'needs --data=FOLDER'),
   (['--workdir=x', '--task=cola', '--train=y'], '--train is for data of your own'),
+  (['--workdir=x', '--task=squad'], 'needs either --data=FOLDER with train-v1.1.json, dev-v1.1'),
+  (['--workdir=x', '--task=conll', '--train=y'], 'or --train=FILE and --validation=FILE or --test'),
+  (['--workdir=x', '--task=conll', '--data=z', '--train=y', '--test=y'], 'needs either --data'),
+  (['--workdir=x', '--task=squad', '--data=z', '--validation=y'], 'needs either --data'),
+  (['--workdir=x', '--task=conll', '--data=z', '--label=y'], 'it has no columns'),
+  (['--workdir=x', '--task=squad', '--data=z', '--stride=0'], '--stride must be at least 1'),
+  (['--workdir=x', '--task=squad', '--train=y', '--test=z', '--select=validation'],
+   'needs --validation=FILE'), (['--workdir=x', '--config'], 'expected one argument'),
   (['--workdir=x', '--task=wordnet', '--learning_rates=fast'], 'must be numbers above 0'),
   (['--workdir=x', '--task=wordnet', '--seeds=0'], '--seeds must be at least 1'),
   (['--workdir=x', '--task=wordnet', '--dropout=1'], '--dropout must be in [0, 1)'),
@@ -136,3 +145,116 @@ def test_missing_data_and_runs(run, tmp_path, capsys):
   assert finetune(f'--workdir={tmp_path}', '--task=wordnet', *QUICK) == 2
   assert finetune(f'--workdir={run}', '--task=rte', f'--data={tmp_path}', *QUICK) == 3
   assert 'no train.tsv, nor RTE/train.tsv, of rte in' in capsys.readouterr().err
+
+
+# --- named entities and questions -----------------------------------------------------------------
+
+
+def conll(path, count):
+  lines = ['-DOCSTART- O', '']
+  for i in range(count):
+    lines += [f'word{i} O', 'Paris I-LOC', 'and O', 'Anna I-PER', 'Karenina I-PER', '']
+  path.parent.mkdir(exist_ok=True)
+  path.write_text('\n'.join(lines))
+  return path
+
+
+def test_named_entities(run, tmp_path, capsys):
+  for name, count in (('train', 20), ('valid', 4), ('test', 5)):
+    conll(tmp_path / 'conll' / f'{name}.txt', count)
+  output = tmp_path / 'a.json'
+  words = [f'--workdir={run}', '--task=conll', f'--output={output}', '--epochs=4',
+           '--learning_rates=1e-2', CACHE]
+  assert finetune(*words, f'--data={tmp_path}/conll') == 0
+  out, _ = capsys.readouterr()
+  assert 'validation entity_f1' in out and 'test accuracy' in out
+  result = json.loads(output.read_text())['tasks']['conll']
+  assert result['examples'] == dict(train=20, validation=4, test=5)
+  assert result['encoders']['masked_lm']['scores']['test']['entity_f1'] > 0.9
+  own = [f'--train={tmp_path}/conll/train.txt', f'--test={tmp_path}/conll/test.txt']
+  assert finetune(*words[:3], *own, '--examples=8', '--length=4', *QUICK) == 0
+  assert "train: 32 words are cut off (or have no token) and count as 'O'" in (
+    capsys.readouterr().err)
+  (tmp_path / 'conll' / 'test.txt').write_text('a O\nb\n')
+  assert finetune(*words[:3], *own, *QUICK) == 3
+  assert 'test.txt, line 2: expected a word, then its tag' in capsys.readouterr().err
+  assert finetune(*words[:3], f'--data={tmp_path}', *QUICK) == 3
+  assert 'no train.txt or eng.train of conll in' in capsys.readouterr().err
+
+
+def squad(path, count, impossible=False):
+  qas = []
+  for i in range(count):
+    filler = 'a small animal of the kind ' * (1 + i % 9)
+    context = f'{filler} lives in Paris {filler}'
+    own = {'id': str(i), 'question': 'where does it live', 'answers': [
+      {'text': 'Paris', 'answer_start': context.index('Paris')}]}
+    if impossible:
+      own['is_impossible'] = i % 2 == 0
+    qas.append({'context': context, 'qas': [own]})
+  path.write_text(json.dumps({'data': [{'paragraphs': qas}]}))
+  return path
+
+
+def test_questions(run, tmp_path, capsys):
+  squad(tmp_path / 'train-v1.1.json', 30), squad(tmp_path / 'dev-v1.1.json', 9)
+  output = tmp_path / 'a.json'
+  words = [f'--workdir={run}', '--length=32', '--stride=8', CACHE, f'--output={output}']
+  assert finetune(*words, '--task=squad', f'--data={tmp_path}', '--epochs=8', '--batch_size=16',
+                  '--learning_rates=1e-2') == 0
+  out, err = capsys.readouterr()
+  assert 'validation exact_match' in out and 'validation span_f1' in out
+  assert 'validation: 9 questions in ' in err
+  result = json.loads(output.read_text())['tasks']['squad']
+  assert result['examples'] == dict(train=30, validation=9) and result['options']['stride'] == 8
+  assert result['encoders']['masked_lm']['scores']['validation']['exact_match'] > 0.8
+
+
+def test_questions_that_may_have_no_answer(run, tmp_path, capsys):
+  train = squad(tmp_path / 'train.json', 12, impossible=True)
+  words = [f'--workdir={run}', f'--train={train}', f'--test={train}', '--length=32']
+  assert finetune(*words, '--task=squad2', '--select=held_out', '--epochs=1',
+                  '--learning_rates=1e-3,2e-3', CACHE) == 0
+  out, _ = capsys.readouterr()
+  assert 'test exact_match' in out and 'examples of the training set' in out
+  assert finetune(*words, '--task=squad', *QUICK) == 3
+  assert 'use --task=squad2' in capsys.readouterr().err
+  train.write_text(train.read_text()[:-3])
+  assert finetune(*words, '--task=squad2', *QUICK) == 3
+  assert 'train.json: expected the JSON of SQuAD, but it is damaged' in capsys.readouterr().err
+
+
+# --- configs --------------------------------------------------------------------------------------
+
+
+def test_a_config_holds_options_and_the_command_line_wins(run, capsys):
+  config = '--config=configs/finetune_glue.py:smoke'
+  assert finetune(config, f'--workdir={run}', '--config.examples=64', '--length=16', CACHE) == 0
+  assert 'test macro_f1' in capsys.readouterr().out
+  result = json.loads((run / 'finetune.json').read_text())['tasks']['wordnet']
+  assert result['examples']['train'] == 64 and result['options']['length'] == 16
+  assert result['options']['learning_rates'] == [1e-3] and result['options']['epochs'] == 1
+
+
+@pytest.mark.parametrize('text, message', [
+  (None, 'no config file'), ('x = 1', "cannot be loaded: KeyError: 'get_config'"),
+  ('def get_config(arg): return dict(task="wordnet", epoch=1)',
+   "config.epoch is no option of `finetune`; did you mean 'epochs'"),
+  ('def get_config(arg): raise ValueError(f"unknown variant {arg!r}")', "unknown variant 'a'")])
+def test_configs_that_are_wrong(tmp_path, text, message, capsys):
+  if text is not None:
+    (tmp_path / 'c.py').write_text(text)
+  assert finetune(f'--config={tmp_path}/c.py:a', '--workdir=x') == 2
+  assert message in capsys.readouterr().err
+
+
+def test_values_of_a_config_are_those_of_the_options(tmp_path, capsys):
+  (tmp_path / 'c.py').write_text(
+    'def get_config(arg): return dict(task="wordnet", workdir="x", baseline=True, step=None, '
+    'learning_rates=(1e-3, 2e-3), regression=False, epochs=arg)')
+  args = options([f'--config={tmp_path}/c.py:7', '--seeds=2'])
+  assert (args.baseline, args.step, args.regression, args.epochs) == (True, None, False, 7)
+  assert args.learning_rates == (1e-3, 2e-3) and args.seeds == 2
+  with pytest.raises(SystemExit):
+    options([f'--config={tmp_path}/c.py:many'])
+  assert "--epochs: invalid int value: 'many'" in capsys.readouterr().err

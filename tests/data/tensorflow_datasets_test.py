@@ -107,3 +107,14 @@ def test_records_without_random_access_are_refused_with_the_way_out(folder, monk
                       property(lambda self: package.core.file_adapters.FileFormat.TFRECORD))
   with pytest.raises(DataError, match='(?s)stored as tfrecord.*convert_format'):
     shades(folder)
+
+
+def test_what_tfds_cannot_describe_without_tensorflow_is_said(tmp_path, monkeypatch):
+  package = pytest.importorskip('tensorflow_datasets')
+
+  def needs_more(*args, **options):
+    raise ImportError('cannot be built') from ModuleNotFoundError("No module named 'tensorflow'")
+
+  monkeypatch.setattr(package, 'builder', needs_more)
+  with pytest.raises(DataError, match="beans without another package .No module named 'tensorflow'"):
+    shades(str(tmp_path), builder='beans')

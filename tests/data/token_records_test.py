@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from ssl_jax.data.batches import batches
-from ssl_jax.data.corpora import Document
+from ssl_jax.data.documents import Document
 from ssl_jax.data.sources import DataError
 from ssl_jax.data.token_records import read_records, write_records
-from ssl_jax.data.token_sources import InMemory, Packed, token_records
+from ssl_jax.data.token_rows import Packed
+from ssl_jax.data.token_sources import token_records
+from ssl_jax.data.token_store import InMemory
 from ssl_jax.data.tokenize import load, train
 
 TEXT = [' '.join(f'w{i}' for i in range(300))] * 3

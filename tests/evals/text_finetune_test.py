@@ -11,12 +11,14 @@ import pytest
 from ssl_jax.evals.text_finetune import (
   DivergedError,
   Epoch,
-  Head,
   Recipe,
   finetune,
   predict,
 )
-from ssl_jax.evals.text_tasks import measure_labels, measure_spans, measure_tags
+from ssl_jax.evals.text_heads import Head
+from ssl_jax.evals.text_spans import Window, measure_spans
+from ssl_jax.evals.text_tags import measure_tags
+from ssl_jax.evals.text_tasks import measure_labels
 from ssl_jax.models.dropout import dropout_factors
 from ssl_jax.parallel import make_mesh
 from ssl_jax.types import Mode
@@ -73,7 +75,12 @@ def task(kind, count=80, seed=0):
       ('pearson', 'spearman'))
   if kind == 'tags':
     label = np.where((rows['segments'] > 0) & (np.arange(LENGTH) % 2 == 0), three, -1)
-    return rows | dict(label=label.astype(np.int32)), Head('tags', 2), measure_tags(('O', 'B-x'))
+    names = np.array(('O', 'B-x'))
+    return rows | dict(
+      label=label.astype(np.int32),
+      tags=objects([names[own[own >= 0]].tolist() for own in label]),
+      kept=objects([np.arange((own >= 0).sum()) for own in label])), Head('tags', 2), measure_tags(
+        names)
   return spans(rows)
 
 
@@ -84,12 +91,22 @@ def spans(rows):
   label = np.sort(rng.permuted(np.tile(np.arange(1, 6), (count, 1)), axis=1)[:, :2], axis=1)
   for token, column in zip((1, 2), label.T):
     rows['tokens'][np.arange(count), column] = token
-  where = np.where(rows['segments'] > 0, 2 * np.arange(LENGTH), -1)
-  context = np.array([''.join(f'{chr(97 + i)} ' for i in range(LENGTH))] * count, object)
-  answers = [[context[0][2 * a:2 * b + 1]] for a, b in label]
-  rows |= dict(label=label.astype(np.int32), offsets=np.stack([where, where + (where >= 0)], 2),
-               context=context, answers=np.array([*answers, None], object)[:-1])
-  return rows, Head('spans', 2), measure_spans
+  context = ''.join(f'{chr(97 + i)} ' for i in range(LENGTH))
+  windows = []
+  for (a, b), own in zip(label, rows['segments']):
+    at = 2 * np.arange(1, own.sum())
+    windows.append(Window(1, np.stack([at, at + 1], 1), np.ones(len(at), bool), context,
+                          (context[2 * a:2 * b + 1],)))
+  rows |= dict(label=label.astype(np.int32), window=objects(windows),
+               group=np.arange(count, dtype=np.int32))
+  return rows, Head('spans', 2), measure_spans()
+
+
+def objects(values) -> np.ndarray:
+  found = np.empty(len(values), object)
+  for i, value in enumerate(values):
+    found[i] = value
+  return found
 
 
 @functools.cache
@@ -220,6 +237,22 @@ def test_the_rate_is_chosen_where_it_says():
   assert found.trials[0].score == pytest.approx(np.mean(list(scores['validation'].values())))
   held = choose(learning_rates=(1e-9, .03))
   assert 'chosen on 8 examples of the training set that were not trained on' in held.selection
+
+
+def test_rows_of_a_group_are_held_out_together():
+  rows, head, measure = task('classes')
+  seen = []
+
+  def watching(outputs, rows):
+    seen.append(rows['group'].tolist())
+    return measure(outputs, rows)
+
+  groups = np.arange(80) // 4
+  finetune(still, weights(), rows | dict(group=groups), dict(test=rows | dict(group=groups)),
+           head=head, measure=watching, learning_rates=(.01, .03),
+           recipe=Recipe(batch_size=16, epochs=1))
+  held = seen[0]
+  assert len(held) == 8 and len(set(held)) == 2  # a tenth of 20 groups, with all of their rows
 
 
 def test_a_rate_that_diverges_is_not_chosen_and_all_of_them_are_named():

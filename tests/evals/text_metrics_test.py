@@ -108,6 +108,19 @@ def test_span_f1_and_exact_match():
   assert span_f1([''], [['the']]) == 0 and exact_match([''], [['the']]) == 1
 
 
+def test_questions_without_an_answer():
+  """SQuAD v2.0's script: F1 of two texts is 1 or 0 where one has no words."""
+  predictions = ['', 'gold', '', 'the', 'a gold ring']
+  answers = [[], [], ['gold'], ['a', '!'], ['the', 'gold']]
+  assert exact_match(predictions, answers, unanswerable=True) == pytest.approx(2 / 5)
+  want = [1, 0, 0, 1, 2 * (1 / 2) * 1 / (1 / 2 + 1)]
+  assert span_f1(predictions, answers, unanswerable=True) == pytest.approx(np.mean(want))
+  with pytest.raises(ValueError, match='at least one answer'):
+    exact_match(predictions, answers)
+  for p, y in (('gold ring', 'a ring'), ('in 1990', 'silver'), ('x', 'x')):
+    assert span_f1([p], [[y]], unanswerable=True) == span_f1([p], [[y]])
+
+
 def test_span_f1_counts_words_as_often_as_they_occur():
   rng = np.random.default_rng(0)
   for _ in range(50):

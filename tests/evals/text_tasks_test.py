@@ -1,32 +1,18 @@
-"""Reading labelled text as it comes, rows of tokens by hand, and what is measured on them."""
+"""Reading labelled text as it comes: GLUE's files, TFDS, tables; measures of labels."""
 
 import numpy as np
 import pytest
 
 from ssl_jax.data.sources import DataError
-from ssl_jax.data.tokenize import train
 from ssl_jax.evals.text_metrics import TASKS
 from ssl_jax.evals.text_tasks import (
-  answers_of,
-  encode,
-  encode_spans,
-  encode_tags,
   measure_labels,
-  measure_spans,
-  measure_tags,
   read_glue,
   read_glue_tfds,
   read_table,
   tfds_examples,
   wordnet,
 )
-
-TEXT = ['the cat sat on the mat .', 'a dog , unhappily , ran home', 'Paris is in France']
-
-
-@pytest.fixture(scope='module')
-def tokenizer():
-  return train(TEXT * 3, kind='wordpiece', size=120)
 
 
 def write(folder, name, *rows):
@@ -36,7 +22,6 @@ def write(folder, name, *rows):
 
 # --- reading --------------------------------------------------------------------------------------
 
-# By file: rows as the official archive has them (headers verbatim), then what is read of them.
 MNLI = ('index promptID pairID genre sentence1_binary_parse sentence2_binary_parse sentence1_parse '
         'sentence2_parse sentence1 sentence2').split()
 STSB = 'index genre filename year old_index source1 source2 sentence1 sentence2'.split()
@@ -193,145 +178,7 @@ def test_wordnet_and_taking_some():
   assert some.labels.tolist() == found.labels[[5, 2]].tolist()
 
 
-# --- encoding -------------------------------------------------------------------------------------
-
-
-def test_rows_of_texts_and_pairs(tokenizer):
-  v = tokenizer.vocabulary
-  ids = lambda text: tokenizer.encode([text])[0].tokens.tolist()
-  rows = encode((['the cat', ''],), tokenizer, length=32)
-  assert rows['tokens'].shape == (2, 16) and set(rows) == {'tokens', 'segments'}
-  assert rows['tokens'][0, :5].tolist() == [v.cls, *ids('the cat'), v.sep, v.pad]
-  assert rows['segments'].sum(1).tolist() == [4, 2]
-  rows = encode((['the cat'], ['a dog ran']), tokenizer, length=32, types=True)
-  want = [v.cls, *ids('the cat'), v.sep, *ids('a dog ran'), v.sep]
-  assert rows['tokens'][0, :len(want)].tolist() == want
-  assert rows['types'][0].tolist() == [0] * 4 + [1] * 4 + [0] * 8
-  assert 'types' not in encode((['a'], ['b']), tokenizer, length=32)
-
-
-def loop(a, b, most):
-  """google-research/bert run_classifier.py, _truncate_seq_pair."""
-  a, b = list(a), list(b)
-  while len(a) + len(b) > most:
-    (a if len(a) > len(b) else b).pop()
-  return a, b
-
-
-def test_pairs_are_cut_token_by_token(tokenizer):
-  words = ['cat', 'dog', 'mat', 'sat', 'ran', 'the', 'home', 'on', 'in', 'is']
-  for n in range(10):
-    for m in range(10):
-      for length in (7, 8):
-        a, b = words[:n], words[::-1][:m]
-        row = encode(([' '.join(a)], [' '.join(b)]), tokenizer, length=length)
-        shown = tokenizer.decode(row['tokens'][0][row['segments'][0] > 0]).split()
-        a, b = loop(a, b, length - 3)
-        assert shown == ['[CLS]', *a, '[SEP]', *b, '[SEP]']
-
-
-def test_rows_are_as_long_as_needed(tokenizer):
-  long = ['cat ' * n for n in (3, 14, 15, 90)]
-  lengths = [encode(([text],), tokenizer, length=70)['tokens'].shape[1] for text in long]
-  assert lengths == [16, 16, 32, 70]
-
-
-def test_mistakes_about_rows_are_answered(tokenizer):
-  with pytest.raises(ValueError, match='no text'):
-    encode(([],), tokenizer, length=16)
-  with pytest.raises(ValueError, match='no space'):
-    encode((['a'], ['b']), tokenizer, length=4)
-  plain = train(TEXT, kind='bpe', size=270)
-  plain.vocabulary = plain.vocabulary._replace(cls=None)
-  with pytest.raises(ValueError, match=r'need a tokenizer with \[CLS\]'):
-    encode((['a'], ['b']), plain, length=16)
-
-
-# --- tags -----------------------------------------------------------------------------------------
-
-
-def test_tags_stand_on_the_first_piece_of_each_word(tokenizer):
-  classes = ('O', 'B-x')
-  words = [['cats', '\u200b', 'Paris', 'the'], [], ['cat'] * 20]
-  tags = [['B-x', 'O', 'B-x', 'O'], [], ['O'] * 19 + ['B-x']]
-  rows, lost = encode_tags(words, tags, classes, tokenizer, length=16)
-  pieces = [len(tokenizer.encode([word])[0].tokens) for word in words[0]]
-  assert pieces[0] > 1 and pieces[1] == 0
-  want = np.full(16, -1)
-  want[[1, 1 + pieces[0], 1 + pieces[0] + pieces[2]]] = [1, 1, 0]
-  assert rows['label'][0].tolist() == want.tolist()
-  assert (rows['label'][1] == -1).all()
-  assert rows['label'][2].tolist() == [-1] + [0] * 14 + [-1]
-  assert lost == 1 + 6 and rows['tokens'].shape == (3, 16)
-  outputs = np.eye(2)[np.maximum(rows['label'], 0)]
-  assert measure_tags(classes)(outputs, rows) == dict(entity_f1=1, accuracy=1)
-  outputs[0, 1] = [1, 0]  # one of the two entities is missed
-  assert measure_tags(classes)(outputs, rows)['entity_f1'] == pytest.approx(2 / 3)
-  with pytest.raises(ValueError, match="sentence 0: expected one tag of O, B-x"):
-    encode_tags([['a']], [['B-y']], classes, tokenizer, length=16)
-
-
-def test_words_behind_the_first_stand_behind_a_space():
-  """In byte-level BPE a word within a text is another token than at its beginning."""
-  bpe = train(['cat cat cat'] * 9, kind='bpe', size=280)
-  rows, _ = encode_tags([['cat', 'cat']], [['O', 'O']], ['O'], bpe, length=16)
-  own = rows['tokens'][0][rows['segments'][0] > 0]
-  assert own[1:-1].tolist() == bpe.encode(['cat cat'])[0].tokens.tolist()
-
-
-# --- spans ----------------------------------------------------------------------------------------
-
-CONTEXT = 'The unhappily dog ran home. Paris is in FRANCE, on the mat.'
-
-
-def test_spans_are_found_by_their_characters(tokenizer):
-  answers = [[(text, CONTEXT.index(text))] for text in ('dog ran', 'Paris', 'FRANCE', 'mat.')]
-  rows, lost = encode_spans([CONTEXT] * 4, ['is the cat ?'] * 4, answers, tokenizer, length=64,
-                            types=True)
-  assert lost == 0 and (rows['types'].sum(1) > 0).all()
-  for i, (begin, end) in enumerate(rows['label']):
-    text = answers[i][0][0]
-    assert tokenizer.decode(rows['tokens'][i, begin:end + 1]) == tokenizer.decode(
-      tokenizer.encode([text])[0].tokens)
-    assert CONTEXT[rows['offsets'][i, begin, 0]:rows['offsets'][i, end, 1]] == text
-  outputs = np.zeros((4, rows['tokens'].shape[1], 2))
-  for i, (begin, end) in enumerate(rows['label']):
-    outputs[i, begin, 0] = outputs[i, end, 1] = 1
-  assert answers_of(outputs, rows) == [own[0][0] for own in answers]
-  assert measure_spans(outputs, rows) == dict(span_f1=1, exact_match=1)
-
-
-def test_the_best_span_is_in_order_short_and_in_the_context(tokenizer):
-  context = 'cat ' * 40
-  rows, _ = encode_spans([context], ['dog'], [[('cat', 0)]], tokenizer, length=64)
-  first = int(np.flatnonzero(rows['offsets'][0, :, 1] >= 0)[0])
-  outputs = np.zeros((1, rows['tokens'].shape[1], 2))
-  outputs[0, 1, 0] = 9  # in the question
-  outputs[0, first + 3, 0], outputs[0, first + 1, 1] = 3, 3  # in the wrong order
-  outputs[0, first, 0], outputs[0, first + 35, 1] = 2.5, 2.5  # too long
-  outputs[0, first + 5, 1] = 1
-  assert answers_of(outputs, rows) == ['cat cat']  # 2.5 + 3
-
-
-def test_answers_behind_the_cut_are_lost(tokenizer):
-  rows, lost = encode_spans([CONTEXT] * 2, ['dog'] * 2, [[('mat', CONTEXT.index('mat'))],
-                                                         [('The', 0)]], tokenizer, length=12)
-  assert lost == 1 and rows['label'].tolist()[0] == [-1, -1] and rows['label'][1, 0] == 3
-  assert rows['tokens'].shape == (2, 12)
-  with pytest.raises(ValueError, match="'cat' does not stand at character 3 of the context"):
-    encode_spans([CONTEXT], ['dog'], [[('cat', 3)]], tokenizer, length=12)
-  with pytest.raises(ValueError, match='does not stand'):
-    encode_spans([CONTEXT], ['dog'], [[]], tokenizer, length=12)
-
-
-def test_spans_of_byte_level_tokens():
-  bpe = train(TEXT, kind='bpe', size=300)
-  answer = [('FRANCE', CONTEXT.index('FRANCE'))]
-  rows, _ = encode_spans([CONTEXT], ['dog'], [answer], bpe, length=96)
-  begin, end = rows['label'][0]
-  outputs = np.zeros((1, rows['tokens'].shape[1], 2))
-  outputs[0, begin, 0] = outputs[0, end, 1] = 1
-  assert answers_of(outputs, rows) == ['FRANCE']
+# --- measuring ------------------------------------------------------------------------------------
 
 
 def test_measures_of_labels():
