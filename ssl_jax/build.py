@@ -4,6 +4,7 @@ Every section with a `name` is a function call, see `ssl_jax.schema`.
 """
 
 import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -126,7 +127,7 @@ def _build(config, mesh: Mesh, shape: Shape, train) -> Experiment:
   schedule = _schedule(config, steps, per_epoch)
   rows = config.batch_size if train is not None else _shards(mesh)
   return Experiment(
-    source=train, views=image_views(config), method=method(config, over(mesh)),
+    source=train, views=image_views(config), method=method(config, over(mesh), shape.length),
     tx=call('optimizer', config.optimizer, optimizers.OPTIMIZERS, schedule), schedule=schedule,
     mesh=mesh, batch=_abstract_batch(shape, rows), steps=steps)
 
@@ -188,19 +189,32 @@ def module(config) -> nn.Module:
   return transformer.LanguageModel(backbone, call('head', config.head, LANGUAGE_HEADS))
 
 
-def method(config, on_batch: Placement = local) -> Method:
-  """The method, with its loss head placed by `on_batch`."""
+def method(config, on_batch: Placement = local, examples: int | None = None) -> Method:
+  """The method, with its loss head placed by `on_batch`.
+
+  Args:
+    config: what it says of the method, the networks and the length of the run.
+    on_batch: see `ssl_jax.parallel`.
+    examples: in the training data; None is one batch, for looking at a method without data.
+  """
   spec = plain(config.method)
   known = signature(find('method', spec['name'], modules(methods))) if 'name' in spec else {}
   # Networks beside that of config.network are sections of their own.
   others = {key: _second_network(f'method.{key}', spec.pop(key)) for key, parameter in known.items()
             if parameter.annotation is Network and key in spec}
+  examples = examples or config.batch_size
+  epoch = max(1, examples // config.batch_size)
+  facts = dict(steps=_steps(config, epoch), steps_per_epoch=epoch, examples=examples)
+  others |= {key: value for key, value in facts.items() if key in known}
   made = call('method', spec, modules(methods), network(config), on_batch=on_batch, **others)
   return _freeze(made, module(config))
 
 
 def _second_network(section: str, spec) -> Network:
-  """{'name': 'transformer', ...} as a network with the head of a masked language model."""
+  """{'name': 'transformer', ...} as a network with the head of a masked language model; a head, such
+  as a predictor, as it is."""
+  if plain(spec).get('name') in HEADS:
+    return from_linen(call(section, spec, HEADS))
   backbone = call(section, spec, {'transformer': transformer.transformer})
   return from_linen(transformer.LanguageModel(backbone, language_heads.masked_lm()))
 
@@ -221,12 +235,18 @@ def _freeze(made: Method, module: nn.Module) -> Method:
 
 def _views_at_once(config) -> int:
   """Rows that go through the encoder together for each example."""
-  if config.method.get('separate_views'):
+  if config.method.get('separate_views', _views_apart(config)):
     return 1
   views = image_views(config)
   if 'crops' in views.crops:
     return len(views.crops['crops'])
   return config.views.get('views', 2 if 'views' in signature(_views_builder(config)) else 1)
+
+
+def _views_apart(config) -> bool:
+  """Whether the method runs the network on one view after the other, as its module says."""
+  builder = find('method', config.method.name, modules(methods))
+  return getattr(sys.modules[builder.__module__], 'SEPARATE_VIEWS', False)
 
 
 def _views_builder(config) -> Callable:
@@ -254,7 +274,7 @@ def defaults(config) -> list[tuple[str, Any]]:
 AXES = (*BATCH_AXES, 'tensor')
 
 # Arguments that are no business of a config: build.py fills them in.
-NOT_IN_CONFIGS = ('on_batch', 'crops', 'training')
+NOT_IN_CONFIGS = ('on_batch', 'crops', 'training', 'steps', 'steps_per_epoch', 'examples')
 
 REQUIRED = ('seed', 'data', 'batch_size', 'views', 'network', 'head', 'method', 'optimizer',
             'schedule')

@@ -70,6 +70,9 @@ def weighted_mean(values: jax.Array, weights: jax.Array, axis_name: AxisName = N
 # --- how a loss head runs -------------------------------------------------------------------------
 
 
+ROWS = 'rows of the batch'  # in Placement.manual
+
+
 class Placement(NamedTuple):
   """How a loss head runs. Use `local`, `inside` or `over` rather than the constructor."""
 
@@ -77,17 +80,30 @@ class Placement(NamedTuple):
   mesh: Mesh | None = None
   axes: AxisName = None
 
-  def __call__(self, loss: Callable, shared: int = 0) -> Callable:
-    """Wraps `loss(*arrays, axis_name=...)`; the last `shared` arguments are replicated."""
-    if self.mesh is None:
-      return partial(loss, axis_name=self.axis_name)
-
+  def __call__(self, loss: Callable, shared: int = 0, shared_axis: AxisName = None) -> Callable:
+    """Wraps `loss(*arrays, axis_name=...)`; the last `shared` arguments are replicated, or their
+    rows spread over `shared_axis` of the mesh, along which all others are equal."""
     def head(*args):
-      specs = (PartitionSpec(self.axes),) * (len(args) - shared) + (PartitionSpec(),) * shared
-      inner = partial(loss, axis_name=self.axes)
-      return jax.shard_map(inner, mesh=self.mesh, in_specs=specs, out_specs=PartitionSpec())(*args)
+      takes = (ROWS,) * (len(args) - shared) + (shared_axis,) * shared
+      return self.manual(loss, takes, None)(*args)
 
     return head
+
+  def manual(self, function: Callable, takes: Sequence[AxisName], gives: AxisName) -> Callable:
+    """Wraps `function(*arrays, axis_name=...)`, of which each array's rows are spread in its own way.
+
+    Args:
+      function: sees what a device holds, and returns arrays that are all spread alike.
+      takes: for each argument the mesh axis over which its rows are spread, ROWS for those of the
+        batch, or None for a whole one.
+      gives: the same for the results. None promises that they are equal on all devices.
+    """
+    if self.mesh is None:
+      return partial(function, axis_name=self.axis_name)
+    axes = [self.axes if axis == ROWS else axis for axis in (*takes, gives)]
+    *specs, out = [PartitionSpec(axis) if axis else PartitionSpec() for axis in axes]
+    return jax.shard_map(partial(function, axis_name=self.axes), mesh=self.mesh,
+                         in_specs=tuple(specs), out_specs=out)
 
 
 local = Placement()

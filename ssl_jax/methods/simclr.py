@@ -7,10 +7,8 @@ Reference: Chen et al., A Simple Framework for Contrastive Learning, arXiv:2002.
 
 from functools import partial
 
-import jax
-
 from ssl_jax.losses.contrastive import nt_xent
-from ssl_jax.models.network import apply_views
+from ssl_jax.models.network import apply_views, evaluated
 from ssl_jax.parallel import Placement, local
 from ssl_jax.types import Method, Mode, Network
 
@@ -45,12 +43,4 @@ def build(
     (_, z1), (_, z2) = outputs
     return contrast(z1, z2), (state, {})
 
-  def embed(params, state, inputs):
-    (representation, _), _ = net.apply(params, state, inputs, Mode())
-    return representation
-
-  def calibrate(params, state, inputs):
-    mode = train._replace(momentum=0.0)
-    return net.apply(params, state, inputs, mode, key=jax.random.key(0))[1]
-
-  return Method(init, loss, embed, calibrate=calibrate)
+  return Method(init, loss, **evaluated(net, train))

@@ -8,10 +8,8 @@ objective that every table of self-supervised methods lists as its upper line.
 
 from functools import partial
 
-import jax
-
 from ssl_jax.losses.classification import accuracy, cross_entropy
-from ssl_jax.models.network import apply_views
+from ssl_jax.models.network import apply_views, evaluated
 from ssl_jax.parallel import Placement, local
 from ssl_jax.types import Method, Mode, Network
 
@@ -48,12 +46,4 @@ def build(net: Network, *, smoothing: float = 0.0, on_batch: Placement = local) 
     hits = [correct(logits, batch['label']) for _, logits in outputs]
     return sum(losses) / len(losses), (state, {'accuracy': sum(hits) / len(hits)})
 
-  def embed(params, state, inputs):
-    (representation, _), _ = net.apply(params, state, inputs, Mode())
-    return representation
-
-  def calibrate(params, state, inputs):
-    mode = train._replace(momentum=0.0)
-    return net.apply(params, state, inputs, mode, key=jax.random.key(0))[1]
-
-  return Method(init, loss, embed, calibrate=calibrate)
+  return Method(init, loss, **evaluated(net, train))

@@ -9,8 +9,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax.traverse_util import flatten_dict
 
-from ssl_jax.parallel import fold, path_name, unfold
-from ssl_jax.types import Mode, Network, PyTree
+from ssl_jax.parallel import Placement, fold, path_name, unfold
+from ssl_jax.types import Method, Mode, Network, PyTree
 
 
 def from_linen(module: nn.Module) -> Network:
@@ -133,6 +133,66 @@ def apply_views(net: Network, params: PyTree, state: PyTree, views: jax.Array, m
     output, state = net.apply(params, state, views[:, v], mode, key=view_key)
     outputs.append(output)
   return tuple(outputs), state
+
+
+def language_method(name: str, net: Network, objective: Any, on_batch: Placement) -> Method:
+  """The method that trains `net` for an objective of what it returns.
+
+  Args:
+    name: of the method, for messages.
+    net: inputs -> (representation, outputs), with a `readout`.
+    objective: with `loss` and `sums`, functions of (outputs, batch, readout); one of
+      `losses.language`.
+    on_batch: how the objective's heads run.
+
+  Raises:
+    ValueError: the network has no output layer for a vocabulary.
+  """
+  if net.readout is None:
+    raise ValueError(f'{name} needs a language model; use config.network.name=transformer')
+  train = Mode(train=True, axis_name=on_batch.axis_name, mesh=on_batch.mesh)
+  at_rest = Mode(mesh=on_batch.mesh)
+
+  def loss(params, state, batch, *, key, step):
+    del step
+    (_, outputs), state = net.apply(params, state, dict(batch), train, key=key)
+    value, metrics = objective.loss(outputs, batch, net.readout(params))
+    return value, (state, metrics)
+
+  def embed(params, state, inputs):
+    (representation, _), _ = net.apply(params, state, inputs, at_rest)
+    return representation
+
+  def measure(params, state, batch):
+    (_, outputs), _ = net.apply(params, state, dict(batch), at_rest)
+    return objective.sums(outputs, batch, net.readout(params))
+
+  return Method(net.init, loss, embed, measure=measure)
+
+
+def evaluated(net: Network, train: Mode, *, params_in: str | None = None,
+              state_in: str | None = None) -> dict[str, Callable]:
+  """`embed`, `calibrate` and `encoder` of a Method whose encoder is `net`.
+
+  Args:
+    net: its first output is the representation.
+    train: the mode in which it trains.
+    params_in, state_in: keys under which a method with more than one network keeps those of this one.
+  """
+  def encoder(params, state):
+    return (params if params_in is None else params[params_in],
+            state if state_in is None else state[state_in])
+
+  def embed(params, state, inputs):
+    outputs, _ = net.apply(*encoder(params, state), inputs, Mode(mesh=train.mesh))
+    return outputs[0]
+
+  def calibrate(params, state, inputs):
+    mode = train._replace(momentum=0.0)
+    new = net.apply(*encoder(params, state), inputs, mode, key=jax.random.key(0))[1]
+    return new if state_in is None else {**state, state_in: new}
+
+  return dict(embed=embed, calibrate=calibrate, encoder=encoder)
 
 
 def chunked(net: Network, rows: int, *, block: int = 1) -> Network:
