@@ -4,7 +4,7 @@
 
 Most glosses are one sentence, whose successor then is from elsewhere: 87 % of the pairs. A corpus of
 longer documents (`text_files` with documents='blank') is what this objective wants. ALBERT's
-sentence order (arXiv:1909.11942): --config.data.pairs=sop
+sentence order (arXiv:1909.11942) is configs/albert_wordnet.py.
 
 Variants: `:smoke` (seconds, for tests), `:local` (one accelerator, longer).
 

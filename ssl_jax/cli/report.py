@@ -16,6 +16,7 @@ from ssl_jax.cli.options import Parser, fields
 from ssl_jax.cli.setup import use_compilation_cache
 from ssl_jax.data.batches import batches
 from ssl_jax.data.sources import FASHION_MNIST_CLASSES, DataError
+from ssl_jax.data.tokenize import Tokenizer
 from ssl_jax.evals.features import standardize
 from ssl_jax.evals.projection import pca, spectrum, tsne
 from ssl_jax.report import environment
@@ -23,16 +24,18 @@ from ssl_jax.report.charts import Classes
 from ssl_jax.report.images import Augmented, Nearest, Neighbours
 from ssl_jax.report.numbers import number
 from ssl_jax.report.page import Curve, Embedding, Evaluation, Missing, Panel, Report, Tile, render
+from ssl_jax.report.texts import Masked, masked, snippet
 from ssl_jax.schema import ConfigError
 from ssl_jax.train.checkpoint import CheckpointError, Checkpoints
 from ssl_jax.train.metrics import read_lines
 from ssl_jax.train.step import example_keys
 
 DESCRIPTION = '''Writes RUN/report.html: curves, evaluation, a map of the embedding, nearest
-neighbours, augmentations, health, config and environment. One file that loads nothing; what a run
-does not have yet is named with the command that makes it.'''
+neighbours, augmentations or masks, health, config and environment. One file that loads nothing;
+what a run does not have yet is named with the command that makes it.'''
 
-BANK = 10_000  # training images among which neighbours are sought
+# Training examples among which neighbours are sought; a Transformer takes longer for each.
+BANK = {'image': 10_000, 'text': 2000}
 QUERIES, NEAREST, SHOWN = 8, 8, 6
 COLOURS = 20  # classes that are told apart in a scatter
 
@@ -52,7 +55,7 @@ def run(argv: list[str]) -> int:
   parser = Parser('report', DESCRIPTION)
   parser.add_argument('--workdir', metavar='FOLDER', help='a run')
   parser.add_argument('--out', metavar='FILE', help='default: report.html in the run')
-  parser.add_argument('--examples', type=int, default=2000, help='test images in the scatters')
+  parser.add_argument('--examples', type=int, default=2000, help='test examples in the scatters')
   parser.add_argument('--seed', type=int, default=0, help='of what is drawn at random')
   parser.add_argument('--step', type=int, help='which checkpoint; default the newest')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache')
@@ -101,7 +104,8 @@ def gather(workdir: pathlib.Path, *, examples: int, seed: int, step: int | None,
     tiles=tiles(config, loaded, lines, saved, done),
     curves=curves(lines, _class_count(parts[0])) or Missing('No metrics have been logged yet.', train),
     evaluation=saved, embedding=parts[0], neighbours=parts[1],
-    augmentations=augmentations(config, seed), config=set_rows, defaults_left=left,
+    augmentations=augmentations(config, seed, loaded and loaded.tokenizer),
+    config=set_rows, defaults_left=left,
     environment=machine, environment_note=note,
     footer=f'ssl_jax {__version__}, written {time.strftime("%Y-%m-%d %H:%M %z")}')
 
@@ -227,10 +231,10 @@ def provenance(workdir: pathlib.Path, loaded, argv) -> tuple[Mapping[str, str], 
 
 
 class Subset:
-  """The examples `ids` of a source, as a source."""
+  """The examples `ids` of a source, as a source; `tokenizer`: to show texts."""
 
-  def __init__(self, source, ids: np.ndarray):
-    self._source, self._ids = source, ids
+  def __init__(self, source, ids: np.ndarray, tokenizer: Tokenizer | None = None):
+    self._source, self._ids, self._tokenizer = source, ids, tokenizer
 
   def __len__(self) -> int:
     return len(self._ids)
@@ -238,43 +242,60 @@ class Subset:
   def __getitem__(self, index: int) -> dict[str, np.ndarray]:
     return self._source[int(self._ids[index])]
 
-  def images(self, rows) -> np.ndarray:
-    return np.stack([self[i]['image'] for i in rows])
+  def shown(self, rows) -> np.ndarray | list[str]:
+    """Images uint8 [N, H, W, C], or N texts."""
+    found = [self[i] for i in rows]
+    if kind_of(found[0]) == 'image':
+      return np.stack([example['image'] for example in found])
+    return [snippet(example, self._tokenizer) for example in found]
 
 
 class Sample(NamedTuple):
-  """Training images, test images, names of the classes (None: as numbers), and a word on which."""
+  """Training examples, test examples, names of the classes (None: as numbers), what they are."""
 
   bank: Subset
   test: Subset
   names: tuple[str, ...] | None
+  kind: str
 
 
-def sample(config, examples: int, seed: int) -> Sample:
-  """Where there is no test split, part of the training images takes its place; never the same ones."""
+def kind_of(example: Mapping[str, Any]) -> str | None:
+  kinds = {'image': 'image', 'tokens': 'text'}
+  return next((kind for field, kind in kinds.items() if field in example), None)
+
+
+def sample(config, examples: int, seed: int, tokenizer: Tokenizer | None = None) -> Sample:
+  """Where there is no test split, part of the training data takes its place; never the same ones.
+
+  Raises:
+    ConfigError: the examples are neither images nor texts.
+    DataError, OSError: they cannot be read.
+  """
   rng = np.random.default_rng(seed)
   source = build.source(config, config.evaluate.train_split)
+  kind = kind_of(source[0])
+  if kind is None:
+    raise ConfigError('these examples are neither images nor texts')
+  tokenizer = tokenizer or build.tokenizer(config)
   try:
     other = runs.splits(config).test  # its classes numbered as those of training
   except (ConfigError, DataError, OSError):
     order = rng.permutation(len(source))
     count = min(examples, len(source) // 2)
-    other, ids, rest = source, np.sort(order[:count]), np.sort(order[count:][:BANK])
+    other, ids, rest = source, np.sort(order[:count]), np.sort(order[count:][:BANK[kind]])
   else:
     ids = np.sort(rng.permutation(len(other))[:examples])
-    rest = np.sort(rng.permutation(len(source))[:BANK])
+    rest = np.sort(rng.permutation(len(source))[:BANK[kind]])
   names = getattr(source, 'classes', None)
   if names is None and config.data.name == 'fashion_mnist_12k':
     names = FASHION_MNIST_CLASSES
-  return Sample(Subset(source, rest), Subset(other, ids), names)
+  return Sample(Subset(source, rest, tokenizer), Subset(other, ids, tokenizer), names, kind)
 
 
 def learned(run: runs.Run, examples: int, seed: int):
   """(Embedding, Neighbours), each or a Missing that says why not."""
   try:
-    data = sample(run.config, examples, seed)
-    if 'image' not in data.test[0]:
-      return (Missing('These examples are no images.'),) * 2
+    data = sample(run.config, examples, seed, run.tokenizer)
   except (ConfigError, DataError, OSError) as error:
     return (Missing(f'The data of the run cannot be read here: {error}'),) * 2
   start = runs.initial_state(run)
@@ -287,12 +308,13 @@ def learned(run: runs.Run, examples: int, seed: int):
       runs.embed_split(run.experiment, params, state, part) for part in (data.bank, data.test))
     features[name], labels = (bank, test), (bank_labels, test_labels)
   try:
-    return embedding(features, labels[1], data.names, seed), neighbours(features, labels, data, seed)
+    return (embedding(features, labels[1], data.names, seed, data.kind),
+            neighbours(features, labels, data, seed))
   except ValueError as error:  # features that are not finite: the run diverged
     return (Missing(f'The features cannot be shown: {error}'),) * 2
 
 
-def embedding(features, labels, names, seed: int) -> Embedding:
+def embedding(features, labels, names, seed: int, kind: str) -> Embedding:
   maps, planes = [], []
   for name, (_, test) in features.items():
     print(f't-SNE of {name} ...', file=sys.stderr, flush=True)
@@ -303,7 +325,7 @@ def embedding(features, labels, names, seed: int) -> Embedding:
       f'component {i + 1}: {share[i]:.0%} of the variance' for i in (0, 1))))
   found, others = (None, 0) if labels is None else classes(labels, names)
   spectra = {name: spectrum(test) for name, (_, test) in features.items()}
-  return Embedding([*maps, *planes], found, spectra, len(points), others)
+  return Embedding([*maps, *planes], found, spectra, len(points), others, kind)
 
 
 def classes(labels: np.ndarray, names) -> tuple[Classes, int]:
@@ -324,7 +346,8 @@ def neighbours(features, labels, data: Sample, seed: int) -> Neighbours | Missin
   """Queries of different classes where there are labels; the same ones for every encoder."""
   bank_labels, test_labels = labels
   if len(data.bank) < NEAREST:
-    return Missing(f'There are only {len(data.bank)} training images to seek neighbours among.')
+    return Missing(f'There are only {len(data.bank)} training {data.kind}s to seek neighbours '
+                   'among.')
   order = np.random.default_rng(seed).permutation(len(data.test))
   if test_labels is not None:
     _, first = np.unique(test_labels[order], return_index=True)
@@ -337,10 +360,12 @@ def neighbours(features, labels, data: Sample, seed: int) -> Neighbours | Missin
     if test_labels is not None:
       precision = float(np.mean(bank_labels[rows] == test_labels[:, None]))
       found = [[_name(label, data.names) for label in bank_labels[rows[q]]] for q in queries]
-    images = np.stack([data.bank.images(rows[q]) for q in queries])
-    groups.append(Nearest(name, images, similarity[queries], found, precision))
+    shown = [data.bank.shown(rows[q]) for q in queries]
+    if data.kind == 'image':
+      shown = np.stack(shown)
+    groups.append(Nearest(name, shown, similarity[queries], found, precision))
   names = None if test_labels is None else [_name(test_labels[q], data.names) for q in queries]
-  return Neighbours(data.test.images(queries), names, groups)
+  return Neighbours(data.test.shown(queries), names, groups)
 
 
 def nearest(bank: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -351,25 +376,38 @@ def nearest(bank: np.ndarray, test: np.ndarray) -> tuple[np.ndarray, np.ndarray]
   return rows, np.take_along_axis(cosine, rows, axis=1)
 
 
-def augmentations(config, seed: int) -> list[Augmented] | Missing:
-  """The first images of the training stream, and what `prepare` makes of them."""
+def augmentations(config, seed: int, tokenizer: Tokenizer | None = None
+                  ) -> list[Augmented] | list[Masked] | Missing:
+  """The first examples of the training stream, and what `prepare` makes of them."""
   views = build.image_views(config)
   try:
-    source = build.source(config, crops=views.crops)
+    source = build.source(config, crops=views.crops, training=True)
     batch = next(batches(source, batch_size=min(SHOWN, len(source)), seed=seed))
+    kind = kind_of(source[0])
     originals = [source[int(i)].get('image') for i in batch['id']]
+    tokenizer = tokenizer or build.tokenizer(config)
   except (ConfigError, DataError, OSError) as error:
     return Missing(f'The data of the run cannot be read here: {error}')
-  if originals[0] is None:
-    return Missing('These examples are no images.')
+  if kind is None:
+    return Missing('These examples are neither images nor texts.')
   keys = example_keys(jax.random.key(seed), batch['epoch'], batch['id'])
   made = jax.device_get(jax.jit(views.prepare)(keys, batch))
+  if kind == 'text':
+    return _masked(made, tokenizer)
   shown = {name: _displayed(views, originals[0], x) for name, x in made.items()
            if name not in batch and x.ndim == 5}
   if not shown:
     return Missing('The views of this run are no images.')
   return [Augmented(image, {name: x[i] for name, x in shown.items()})
           for i, image in enumerate(originals)]
+
+
+def _masked(made: Mapping[str, np.ndarray], tokenizer: Tokenizer) -> list[Masked] | Missing:
+  if 'slots' not in made:
+    return Missing('The network sees these texts as they are: nothing is masked.')
+  rows = {name: made[name] for name in ('tokens', 'segments', 'slots', 'targets', 'weights')}
+  return [masked({name: x[i] for name, x in rows.items()}, tokenizer)
+          for i in range(len(made['tokens']))]
 
 
 def _displayed(views, like: np.ndarray, images: np.ndarray) -> np.ndarray:

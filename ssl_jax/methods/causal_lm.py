@@ -9,50 +9,32 @@ https://github.com/openai/gpt-2
 
 import jax.numpy as jnp
 
-from ssl_jax.losses.prediction import masked_prediction, token_sums
+from ssl_jax.losses.language import tokens
+from ssl_jax.models.network import language_method
 from ssl_jax.parallel import Placement, local
-from ssl_jax.types import Method, Mode, Network
+from ssl_jax.types import Method, Network
 
 # The sums of the loss, of the weights and of gradients.
 COLLECTIVES = frozenset({'all-reduce'})
 
 
-def build(net: Network, *, chunk: int | None = None, on_batch: Placement = local) -> Method:
+def build(net: Network, *, chunk: int | None = None, vocabulary_axis: str | None = None,
+          on_batch: Placement = local) -> Method:
   """Predicts `batch['targets']` [B, L], see `ssl_jax.views.next_token`.
 
   Args:
     net: inputs -> (representation, hidden [B, L, E]), causal, with a `readout`.
     chunk: entries of the vocabulary at a time, see `losses.prediction`.
+    vocabulary_axis: of the mesh, over which the loss spreads the vocabulary, see `losses.language`.
     on_batch: how the loss head runs; see `ssl_jax.parallel`.
 
   Raises:
     ValueError: the network has no output layer for a vocabulary.
   """
-  if net.readout is None:
-    raise ValueError('causal_lm needs a language model; use config.network.name=transformer')
-  train = Mode(train=True, axis_name=on_batch.axis_name, mesh=on_batch.mesh)
+  objective = tokens(on_batch, chunk=chunk, vocabulary_axis=vocabulary_axis)
 
-  def predict(hidden, targets, weights, matrix, bias, *, axis_name):
-    return masked_prediction(hidden, matrix, bias, targets, weights, chunk=chunk, axis_name=axis_name)
+  def loss(hidden, batch, readout):
+    value, metrics = objective.loss(hidden, batch, readout)
+    return value, metrics | {'perplexity': jnp.exp(value)}
 
-  predict = on_batch(predict, shared=2)
-
-  def init(key, batch):
-    return net.init(key, batch)
-
-  def loss(params, state, batch, *, key, step):
-    del step
-    (_, hidden), state = net.apply(params, state, dict(batch), train, key=key)
-    value, accuracy = predict(hidden, batch['targets'], batch['weights'], *net.readout(params))
-    return value, (state, {'accuracy': accuracy, 'perplexity': jnp.exp(value)})
-
-  def embed(params, state, inputs):
-    (representation, _), _ = net.apply(params, state, inputs, Mode(mesh=on_batch.mesh))
-    return representation
-
-  def measure(params, state, batch):
-    (_, hidden), _ = net.apply(params, state, dict(batch), Mode(mesh=on_batch.mesh))
-    weights = batch['weights'] * batch['weight'][:, None]
-    return token_sums(hidden, *net.readout(params), batch['targets'], weights, chunk=chunk)
-
-  return Method(init, loss, embed, measure=measure)
+  return language_method('causal_lm', net, objective._replace(loss=loss), on_batch)

@@ -14,23 +14,24 @@ SIDE = 96  # pixels; more would only make the file larger
 
 
 class Neighbours(NamedTuple):
-  """The training images nearest to some test images.
+  """The training examples nearest to some test examples.
 
-  queries: uint8 [Q, H, W, C].
+  queries: uint8 [Q, H, W, C], or texts [Q].
   query_names: of their classes [Q]; None without labels.
   groups: what is compared, such as the trained encoder and the one it started as.
   """
 
-  queries: np.ndarray
+  queries: np.ndarray | Sequence[str]
   query_names: Sequence[str] | None
   groups: Sequence['Nearest']
 
 
 class Nearest(NamedTuple):
-  """name of the encoder; images uint8 [Q, K, H, W, C], similarity [Q, K], names [Q][K] or None."""
+  """name of the encoder; images uint8 [Q, K, H, W, C] or texts [Q][K], similarity [Q, K], names
+  [Q][K] or None."""
 
   name: str
-  images: np.ndarray
+  images: np.ndarray | Sequence[Sequence[str]]
   similarity: np.ndarray
   names: Sequence[Sequence[str]] | None
   precision: float | None = None  # share of neighbours of the right class, over all test rows

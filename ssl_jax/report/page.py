@@ -25,6 +25,7 @@ from ssl_jax.report.tables import (
   protocol_table,
   value_text,
 )
+from ssl_jax.report.texts import Masked, masked_rows, neighbour_lists
 
 
 class Missing(NamedTuple):
@@ -71,13 +72,17 @@ class Panel(NamedTuple):
 
 
 class Embedding(NamedTuple):
-  """Scatters of the same examples, their classes (None: no labels), and the spectra by encoder."""
+  """Scatters of the same examples, their classes (None: no labels), and the spectra by encoder.
+
+  kind: of the examples, 'image' or 'text'.
+  """
 
   panels: Sequence[Panel]
   classes: Classes | None
   spectra: Mapping[str, np.ndarray]
   examples: int
   others: int = 0  # classes without a colour of their own
+  kind: str = 'image'
 
 
 class Report(NamedTuple):
@@ -93,7 +98,7 @@ class Report(NamedTuple):
   evaluation: Evaluation | Missing
   embedding: Embedding | Missing
   neighbours: Neighbours | Missing
-  augmentations: Sequence[Augmented] | Missing
+  augmentations: Sequence[Augmented] | Sequence[Masked] | Missing
   config: Sequence[tuple[str, Any, Any]]
   defaults_left: Sequence[tuple[str, Any]]
   environment: Mapping[str, str]
@@ -103,12 +108,13 @@ class Report(NamedTuple):
 
 def render(report: Report) -> str:
   """The whole page. It loads nothing: styles, script and images are inside."""
+  views = 'Masked texts' if _are_texts(report.augmentations) else 'Augmentations'
   sections = [
     ('curves', 'Training', report.curves, _curves),
     ('evaluation', 'Evaluation', report.evaluation, _evaluation),
     ('embedding', 'Embedding', report.embedding, _embedding),
     ('neighbours', 'Nearest neighbours', report.neighbours, _neighbours),
-    ('views', 'Augmentations', report.augmentations, _augmentations),
+    ('views', views, report.augmentations, _augmentations),
     ('health', 'Health', *_health_part(report)),
     ('config', 'Config', report.config, lambda rows: _config(rows, report.defaults_left)),
     ('environment', 'Environment', report.environment,
@@ -190,22 +196,35 @@ def _embedding(embedding: Embedding) -> Html:
     tag('figure', tag('figcaption', tag('b', panel.title)),
         scatter(panel.points, classes, title=panel.title, x_label=panel.x_label,
                 y_label=panel.y_label)) for panel in embedding.panels]
-  note = (f'{embedding.examples:,} test images. t-SNE keeps neighbourhoods; the size of a group and '
-          'the distance between groups mean nothing, and the untrained encoder beside it shows how '
-          'much comes from the images alone. PCA is linear and keeps large distances.')
+  note = (f'{embedding.examples:,} test {embedding.kind}s. t-SNE keeps neighbourhoods; the size of '
+          'a group and the distance between groups mean nothing, and the untrained encoder beside '
+          f'it shows how much comes from the {embedding.kind}s alone. PCA is linear and keeps large '
+          'distances.')
   return join(tag('p', note, class_='note'), legend, tag('div', figures, class_='charts wide'))
 
 
 def _neighbours(neighbours: Neighbours) -> Html:
-  note = ['Left: a test image. Then the training images with the most similar features (cosine, '
-          'features standardised).']
+  texts = isinstance(neighbours.queries[0], str)
+  kind, first, marks = ('text', 'Bold', 'Lines') if texts else ('image', 'Left', 'Frames')
+  note = [f'{first}: a test {kind}. Then the training {kind}s with the most similar features '
+          '(cosine, features standardised).']
   if neighbours.query_names is not None:
-    note += [' Frames: ', tag('span', class_='mark right'), ' same class, ',
+    note += [f' {marks}: ', tag('span', class_='mark right'), ' same class, ',
              tag('span', class_='mark wrong'), ' another class.']
-  return join(tag('p', note, class_='note'), neighbour_grid(neighbours))
+  return join(tag('p', note, class_='note'),
+              (neighbour_lists if texts else neighbour_grid)(neighbours))
 
 
-def _augmentations(examples: Sequence[Augmented]) -> Html:
+def _are_texts(part) -> bool:
+  return not isinstance(part, Missing) and isinstance(part[0], Masked)
+
+
+def _augmentations(examples: Sequence[Augmented] | Sequence[Masked]) -> Html:
+  if _are_texts(examples):
+    return join(
+      tag('p', 'What the network sees in training: each paragraph one row of tokens. Marked: what '
+          'it has to predict, with the answer above.', class_='note'),
+      tag('figure', masked_rows(examples)))
   return join(
     tag('p', 'What the network sees in training: each row one image and its views, normalisation '
         'undone.', class_='note'),

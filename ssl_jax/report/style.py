@@ -128,6 +128,15 @@ color:var(--soft)}
 .grid-of-images{width:100%;max-width:760px;table-layout:fixed}
 img.pixels{image-rendering:pixelated}
 td.query{padding-right:10px}
+.texts{margin:0;font-size:13px}
+.texts dt{font-weight:600;margin-top:12px}
+.texts dd{margin:3px 0;padding-left:8px;border-left:3px solid transparent}
+.texts dd.right{border-left-color:var(--good)}
+.texts dd.wrong{border-left:3px dashed var(--bad)}
+.texts small{color:var(--soft);font-weight:400}
+.masked{line-height:2.3;max-width:none}
+.masked mark{background:var(--accent-soft);color:inherit;border-radius:4px;padding:0 3px}
+.masked rt{color:var(--soft)}
 .found img{border:2px solid transparent}
 .right img{border-color:var(--good)}
 .wrong img{border:2px dashed var(--bad);opacity:.9}

@@ -14,9 +14,9 @@ NOT_ACCURACIES = ('linear_weight_decay',)
 HEALTH = {
   'effective_rank': ('effective rank', 'how many dimensions the features fill, of as many as they '
                      'have; a fall towards 1 is a dimensional collapse (RankMe)'),
-  'spread': ('spread', '1 where directions are isotropic, 0 where every image gets the same one: '
+  'spread': ('spread', '1 where directions are isotropic, 0 where every example gets the same one: '
              'complete collapse'),
-  'alignment': ('alignment', 'mean squared distance of two views of one image, 0 to 4; lower is '
+  'alignment': ('alignment', 'mean squared distance of two views of one example, 0 to 4; lower is '
                 'more invariant, and 0 is also what a collapsed encoder has'),
   'uniformity': ('uniformity', 'how evenly features cover the sphere, 0 to −4; lower is more even'),
 }

@@ -2,6 +2,7 @@
 
 import json
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -9,12 +10,14 @@ import pytest
 
 from ssl_jax.cli import main, report
 from ssl_jax.data.sources import DataError
+from ssl_jax.data.token_sources import WORDNET_VOCABULARY
 from ssl_jax.report import environment
 from ssl_jax.report.page import Embedding, Evaluation, Missing
 from ssl_jax.schema import ConfigError
 from ssl_jax.train.checkpoint import CheckpointError
 
-DEMO = str(pathlib.Path(__file__).parents[2] / 'configs' / 'simclr_fashion_mnist.py')
+CONFIGS = pathlib.Path(__file__).parents[2] / 'configs'
+DEMO, MASKED_LM = (str(CONFIGS / f'{name}.py') for name in ('simclr_fashion_mnist', 'mlm_wordnet'))
 
 
 @pytest.fixture(scope='module')
@@ -76,6 +79,50 @@ def test_views_are_shown_without_their_normalisation(gathered):
   views = gathered.augmentations[0].views['views']
   assert len(gathered.augmentations) == 6 and views.shape == (2, 12, 12, 1)
   assert -1e-6 <= views.min() and 0.5 < views.max() <= 1 + 1e-6
+
+
+@pytest.fixture(scope='module')
+def texts(tmp_path_factory):
+  """Two steps of a masked language model on texts of two classes."""
+  workdir = tmp_path_factory.mktemp('text') / 'run'
+  for split, count in (('train', 80), ('test', 12)):
+    (workdir.parent / f'{split}.jsonl').write_text('\n'.join(json.dumps(dict(
+      text=f'the {"animal plant".split()[i % 2]} number {i}', label=i % 2)) for i in range(count)))
+  assert main([
+    'train', f'--config={MASKED_LM}:smoke', f'--workdir={workdir}', '--cache_dir=none',
+    '--config.data.name=jsonl', f'--config.data.path={workdir.parent}/{{split}}.jsonl',
+    '--config.data.label=label', f'--config.data.tokenizer={WORDNET_VOCABULARY}',
+    '--config.batch_size=8', '--config.steps=2', '--config.evaluate.every=None']) == 0
+  return workdir
+
+
+def test_a_language_model_is_shown_with_its_texts(texts):
+  found = gather(texts)
+  assert found.embedding.kind == 'text' and found.embedding.examples == 12
+  first = found.neighbours.groups[0]
+  assert len(first.images) == len(found.neighbours.queries) == 8
+  assert all(re.fullmatch('the (animal|plant) number \\d+', text)
+             for text in [*found.neighbours.queries, *first.images[0]])
+  assert first.names[0][0] in ('class 0', 'class 1')
+  words = [word for row in found.augmentations for word in row.words]
+  chosen = [word for word in words if word.was is not None]
+  assert 0 < len(chosen) < len(words) and any(word.seen == '[MASK]' for word in chosen)
+  assert {word.was for word in chosen} & {'the', 'animal', 'plant', 'number'}
+  assert 'image' not in re.sub('<style>.*?</style>', '', report.render(found), flags=re.S)
+
+
+def test_texts_without_masks_are_said_to_be_so(texts):
+  config = report.runs.read_config(texts)
+  with config.unlocked():
+    config.views = dict(name='next_token')
+  assert 'nothing is masked' in report.augmentations(config, 0).why
+
+
+def test_examples_that_are_neither_are_said_to_be_so(trained, monkeypatch):
+  monkeypatch.setattr(report, 'kind_of', lambda example: None)
+  found = gather(trained)
+  for part in (found.embedding, found.neighbours, found.augmentations):
+    assert 'neither images nor texts' in part.why
 
 
 def test_curves_tiles_and_config(gathered):

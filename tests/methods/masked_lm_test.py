@@ -15,6 +15,7 @@ from ssl_jax.models.convnet import convnet
 from ssl_jax.models.mlp import mlp
 from ssl_jax.models.network import chunked, from_linen, with_head
 from ssl_jax.models.transformer import Architecture, LanguageModel, Transformer
+from ssl_jax.parallel import batch_sharding, infer_sharding, make_mesh, over
 from ssl_jax.types import Mode
 from ssl_jax.views import masks
 
@@ -88,6 +89,36 @@ def test_the_loss_is_the_cross_entropy_of_the_chosen_tokens():
 def test_unequal_mask_counts_on_8_devices_equal_one(net, options):
   testing.check_same_on_any_device_count(
     lambda on: masked_lm.build(net, on_batch=on, **options), batch())
+
+
+@pytest.mark.parametrize('shape', [dict(data=2, tensor=4), dict(data=4, tensor=2)], ids=str)
+def test_a_vocabulary_over_devices_equals_one_and_is_not_gathered(shape):
+  mesh = make_mesh(shape)
+  method = masked_lm.build(network(), chunk=20, vocabulary_axis='tensor', on_batch=over(mesh))
+  rules = [('embed/tokens', 'tensor'), ('head/bias$', 'tensor')]
+  params = jax.device_put(start(), infer_sharding(start(), rules, mesh))
+  table, bias = network().readout(params)
+  for spread in (table, bias):
+    assert len(spread.addressable_shards[0].data) == VOCABULARY // shape['tensor']
+  x = {name: jax.device_put(value, batch_sharding(mesh)) for name, value in batch().items()}
+  loss = lambda p, x: method.loss(p, {}, x, key=jax.random.key(1), step=0)
+  compiled = jax.jit(jax.value_and_grad(loss, has_aux=True)).lower(params, x).compile()
+  (value, (_, metrics)), gradient = compiled(params, x)
+  (expected, known), whole = step(network(), batch())
+  np.testing.assert_allclose(value, expected, rtol=1e-5)
+  np.testing.assert_allclose(metrics['accuracy'], known['accuracy'], rtol=1e-6)
+  close(gradient, whole)
+  assert set(testing.COLLECTIVE.findall(compiled.as_text())) == masked_lm.COLLECTIVES
+
+
+def test_what_was_trained_with_a_spread_vocabulary_embeds_and_is_measured_without_the_axis():
+  method = masked_lm.build(network(), vocabulary_axis='tensor', on_batch=over(make_mesh()))
+  plain, x = masked_lm.build(network()), batch() | dict(weight=np.ones(ROWS, np.float32))
+  for run in ('embed', 'measure'):
+    got, expected = (jax.jit(getattr(m, run))(start(), {}, x) for m in (method, plain))
+    jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-5), got, expected)
+  with pytest.raises(ValueError, match='vocabulary_axis'):
+    method.loss(start(), {}, batch(), key=jax.random.key(0), step=0)
 
 
 @pytest.mark.parametrize('rows', [2, 8])

@@ -19,6 +19,7 @@ from ssl_jax.report.page import (
   Tile,
   render,
 )
+from ssl_jax.report.texts import Masked, Word
 
 EVIL = '<script>alert("x")</script>'
 RNG = np.random.default_rng(0)
@@ -135,6 +136,20 @@ def test_data_without_labels_have_one_colour():
   embedding = full().embedding._replace(classes=None)
   text = Checker(render(full()._replace(embedding=embedding))).text
   assert 'no labels' in text
+
+
+def test_texts_are_called_texts():
+  """No word of images on the page of a language model."""
+  texts = ['the cat sat', EVIL]
+  report = full()._replace(
+    embedding=full().embedding._replace(kind='text'),
+    neighbours=Neighbours(texts, ['cat', 'dog'], [
+      Nearest('masked_lm', [texts, texts[::-1]], np.ones((2, 2)), [['cat', 'dog']] * 2, 0.25)]),
+    augmentations=[Masked((Word('the'), Word('[MASK]', EVIL)))])
+  found = Checker(render(report))
+  assert 'image' not in found.text and 'picture' not in found.text
+  assert '30 test texts' in found.text and 'Masked texts' in found.text
+  assert 'img' not in {name for name, _ in found.tags} and found.text.count('the cat sat') == 3
 
 
 def test_numbers_and_names_have_rows_of_their_own():

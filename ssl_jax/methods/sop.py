@@ -1,0 +1,36 @@
+"""Masked language modelling and sentence-order prediction, as ALBERT is trained.
+
+  loss = MLM + CE(g(first token), swapped)     each a mean over its own weights;
+  swapped: are A and B, which follow each other in a document, in their order (0), or swapped (1)?
+  With `config.data.pairs='sop'`. Unlike BERT's question (`methods/masked_lm_nsp.py`), both answers
+  have the same topic. The batch does not tell which of the two the data ask: the loss is the same.
+
+Reference: Lan et al., ALBERT, arXiv:1909.11942.
+"""
+
+from ssl_jax.losses.language import masked_and_sentence
+from ssl_jax.models.network import language_method
+from ssl_jax.parallel import Placement, local
+from ssl_jax.types import Method, Network
+
+# The sums of the losses, of their weights and of gradients.
+COLLECTIVES = frozenset({'all-reduce'})
+
+
+def build(net: Network, *, chunk: int | None = None, vocabulary_axis: str | None = None,
+          on_batch: Placement = local) -> Method:
+  """Predicts `batch['targets']` [B, K] at `batch['slots']` [B, K], and `batch['next']` [B].
+
+  Args:
+    net: inputs -> (representation, (hidden [B, K, E], logits [B, 2])), with a `readout`: a
+      transformer with the head `masked_lm_and_sentence`.
+    chunk: entries of the vocabulary at a time, see `losses.prediction`.
+    vocabulary_axis: of the mesh, over which the loss spreads the vocabulary, see `losses.language`.
+    on_batch: how the loss head runs; see `ssl_jax.parallel`.
+
+  Raises:
+    ValueError: the network has no output layer for a vocabulary; at tracing, the data have no
+      pairs.
+  """
+  objective = masked_and_sentence(on_batch, chunk=chunk, vocabulary_axis=vocabulary_axis)
+  return language_method('sop', net, objective, on_batch)
