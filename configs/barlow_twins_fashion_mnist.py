@@ -1,4 +1,4 @@
-"""Barlow Twins on the 10,000 images of the demo: real images, some minutes of two CPU cores.
+"""Barlow Twins on the 10,000 images of the demo, some minutes of two CPU cores.
 
   python -m ssl_jax train --config=configs/barlow_twins_fashion_mnist.py --workdir=runs/barlow_twins
   python -m ssl_jax evaluate --workdir=runs/barlow_twins

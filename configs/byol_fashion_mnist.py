@@ -1,4 +1,4 @@
-"""BYOL on the 10,000 images of the demo: real images, some minutes of two CPU cores.
+"""BYOL on the 10,000 images of the demo, some minutes of two CPU cores.
 
   python -m ssl_jax train --config=configs/byol_fashion_mnist.py --workdir=runs/byol
   python -m ssl_jax evaluate --workdir=runs/byol

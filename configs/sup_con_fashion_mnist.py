@@ -1,4 +1,4 @@
-"""Supervised contrastive learning on the 10,000 images of the demo: real images, some minutes of two CPU cores.
+"""Supervised contrastive learning on the 10,000 images of the demo, some minutes of two CPU cores.
 
   python -m ssl_jax train --config=configs/sup_con_fashion_mnist.py --workdir=runs/sup_con
   python -m ssl_jax evaluate --workdir=runs/sup_con

@@ -6,8 +6,8 @@ import pathlib
 import pytest
 
 RANK = dict(
-  types=0, parallel=0, losses=1, memory=1.5, models=1, views=1, data=1, methods=2, train=2, weights=2, evals=3,
-  testing=3, report=3, schema=3, build=4, runs=5, plan=5, cli=6, __init__=7, __main__=7,
+  types=0, parallel=0, losses=1, models=1, views=1, data=1, memory=1.5, methods=2, train=2, weights=2,
+  evals=3, testing=3, report=3, schema=3, build=4, runs=5, plan=5, cli=6, __init__=7, __main__=7,
 )
 PACKAGE = pathlib.Path(__file__).resolve().parent.parent / 'ssl_jax'
 FILES = sorted(PACKAGE.rglob('*.py'))

@@ -27,6 +27,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.extend.core import jaxpr_as_fun
+from jax.tree_util import Partial
 
 from ssl_jax.parallel import all_gather, as_varying, axis_index, axis_size
 from ssl_jax.types import AxisName, PyTree
@@ -34,9 +36,7 @@ from ssl_jax.types import AxisName, PyTree
 IMPLEMENTATIONS = ('gather', 'chunked', 'ring', 'grid')
 # Logits of a block: 4 MiB in float32, which caches of CPUs and the VMEM of TPUs have room for.
 BLOCK_LOGITS = 1 << 20
-# Up to so many logits per device (64 MiB in float32) are kept rather than computed twice, ...
-KEPT_LOGITS = 1 << 24
-# ... and so many bytes of columns gathered.
+# Up to so many bytes of columns are gathered rather than sent around.
 GATHERED_BYTES = 1 << 26
 
 
@@ -62,18 +62,16 @@ def spread(
 ) -> Spread:
   """The named implementation for rows [n, D] and columns [m, D] of each device.
 
-  None takes the first that fits: `gather` up to `KEPT_LOGITS` logits on a device, `chunked` up to
-  `GATHERED_BYTES` of gathered columns, then `ring`. `block` None is what gives `BLOCK_LOGITS`, a
-  multiple of 128 (64 where there are very many rows).
+  None takes `chunked` up to `GATHERED_BYTES` of gathered columns, then `ring`. `block` None is what
+  gives `BLOCK_LOGITS`, a multiple of 128 (64 where there are very many rows). Sizes are those of a
+  device and the whole, never of the hardware.
 
   Raises:
     ValueError: an unknown name, a block below 1, a grid without exactly two axes.
   """
-  devices = axis_size(axis_name)
   if implementation is None:
-    everything = len(columns) * devices
-    implementation = ('gather' if len(rows) * everything <= KEPT_LOGITS else
-                      'chunked' if everything * columns[0].nbytes <= GATHERED_BYTES else 'ring')
+    gathered = columns.size * columns.dtype.itemsize * axis_size(axis_name)
+    implementation = 'chunked' if gathered <= GATHERED_BYTES else 'ring'
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'implementation must be one of {IMPLEMENTATIONS}, got {implementation!r}')
   if block is not None and block < 1:
@@ -139,10 +137,11 @@ def _pair_lse_forward(where, both, a, b):
   left = _nothing(columns) if both else ()
   found, left = _sweep(visit, rows, columns, _nothing(rows), left, where)
   lse = _joined_lse(found, where.rows), _joined_lse(left, where.columns) if both else ()
-  return lse, (a, b, *lse)
+  saved = a, b, *lse
+  return lse, (saved, _traced(partial(_pair_lse_gradient, where, both), saved, lse))
 
 
-def _pair_lse_backward(where, both, saved, cotangents):
+def _pair_lse_gradient(where, both, saved, cotangents):
   a, b, row, column = saved
 
   def visit(rows, columns, d_rows, d_columns):
@@ -159,7 +158,7 @@ def _pair_lse_backward(where, both, saved, cotangents):
   return (_home(d_rows, where.rows).astype(a.dtype), _home(d_columns, where.columns).astype(b.dtype))
 
 
-_pair_lse.defvjp(_pair_lse_forward, _pair_lse_backward)
+_pair_lse.defvjp(_pair_lse_forward, lambda where, both, *given: _backward(*given))
 
 
 # --- one symmetric set ----------------------------------------------------------------------------
@@ -235,10 +234,11 @@ def _self_forward(where, z, labels):
   (lse, *positives), _ = _sweep(visit, rows, columns, start, (), where)
   lse = _joined_lse(lse, where.rows)
   sums = [_home(x, where.rows) for x in positives] or [None, None]
-  return (lse, *sums), (z, labels, lse)
+  saved, found = (z, labels, lse), (lse, *sums)
+  return found, (saved, _traced(partial(_self_gradient, where), saved, found))
 
 
-def _self_backward(where, saved, cotangents):
+def _self_gradient(where, saved, cotangents):
   z, labels, lse = saved
   g, h, _ = cotangents
 
@@ -259,7 +259,7 @@ def _self_backward(where, saved, cotangents):
   return _home(d_rows, where.rows).astype(z.dtype), None
 
 
-_blocked_self_sums.defvjp(_self_forward, _self_backward)
+_blocked_self_sums.defvjp(_self_forward, lambda where, *given: _backward(*given))
 
 
 # --- sigmoid of every pair ------------------------------------------------------------------------
@@ -300,10 +300,11 @@ def _sigmoid_forward(where, a, b, bias):
 
   rows, columns = _sides(where, *(_labelled({'x': x}, None, where) for x in (a, b)))
   total, _ = _sweep(visit, rows, columns, jnp.zeros_like(_nothing(rows)[1]), (), where)
-  return _home(total, where.rows), (a, b, bias)
+  saved, total = (a, b, bias), _home(total, where.rows)
+  return total, (saved, _traced(partial(_sigmoid_gradient, where), saved, total))
 
 
-def _sigmoid_backward(where, saved, g):
+def _sigmoid_gradient(where, saved, g):
   a, b, bias = saved
 
   def visit(rows, columns, found, d_columns):
@@ -321,10 +322,30 @@ def _sigmoid_backward(where, saved, g):
           _home(d_columns, where.columns).astype(b.dtype), d_bias.astype(bias.dtype))
 
 
-_sigmoid_sums.defvjp(_sigmoid_forward, _sigmoid_backward)
+_sigmoid_sums.defvjp(_sigmoid_forward, lambda where, *given: _backward(*given))
 
 
 # --- pieces ---------------------------------------------------------------------------------------
+
+
+def _traced(gradient: Callable, saved: PyTree, result: PyTree) -> Partial:
+  """`gradient(saved, cotangents)` as a function without names of axes to look up.
+
+  `grad` of `vmap(axis_name=...)` runs backward rules when the axis is not bound any more (jax 0.10); so
+  they are traced with the forward rule, where it is.
+  """
+  closed, shape = jax.make_jaxpr(gradient, return_shape=True)(saved, result)
+  tree = jax.tree.structure(shape)
+
+  def run(*leaves):
+    return jax.tree.unflatten(tree, jaxpr_as_fun(closed)(*leaves))
+
+  return Partial(run)
+
+
+def _backward(residuals, cotangents):
+  saved, gradient = residuals
+  return gradient(*jax.tree.leaves((saved, cotangents)))
 
 
 def wide(x: jax.Array) -> jnp.dtype:

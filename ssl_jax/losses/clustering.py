@@ -1,4 +1,4 @@
-"""Online clustering: the code of one view, an even assignment to prototypes, is predicted by the others.
+"""Online clustering: a view's code, an even assignment to prototypes, is predicted by other views.
 
   codes Q = argmax tr(Q' S) + epsilon H(Q)   over matrices whose rows sum to 1 and columns to B / K
   loss = -sum_k q_k log softmax(s / T)_k
@@ -21,8 +21,8 @@ def sinkhorn(
 ) -> jax.Array:
   """Codes by Sinkhorn's algorithm on logarithms: nothing over- or underflows.
 
-  Prototypes are normalised first and samples last, so that rows sum to 1 exactly and columns to B / K as
-  iterations grow. It is the reference's number: there exp(scores / epsilon) without logarithms.
+  Prototypes are normalised first and samples last, so that rows sum to 1 exactly and columns to
+  B / K as iterations grow. It is the reference's number: there exp(scores / epsilon) without logarithms.
   (Subtracting each *sample's* maximum first, as is sometimes done, changes three iterations' result.)
 
   Args:

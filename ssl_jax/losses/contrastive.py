@@ -37,7 +37,7 @@ from ssl_jax.losses.all_pairs import (
   spread,
   wide,
 )
-from ssl_jax.parallel import as_varying, axis_size, pmean, psum, weighted_mean
+from ssl_jax.parallel import as_varying, pmean, psum, weighted_mean
 from ssl_jax.types import AxisName
 
 

@@ -1,1 +1,1 @@
-"""What methods remember between steps: averages of parameters, queues, banks, centres; and schedules."""
+"""What methods remember between steps: averages of parameters, queues, banks, centres; schedules."""

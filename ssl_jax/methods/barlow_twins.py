@@ -1,6 +1,6 @@
 """Barlow Twins: the projections of two views correlate dimension by dimension, others not at all.
 
-  loss = sum_d (1 - c_dd)^2 + lambda sum_{d != e} c_de^2,   c the correlation of z1 and z2 over the batch
+  loss = sum_d (1 - c_dd)^2 + lambda sum_{d != e} c_de^2,   c the correlation of z1 and z2
 
 Reference: Zbontar et al., Barlow Twins, arXiv:2103.03230.
 """

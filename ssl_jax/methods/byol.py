@@ -1,7 +1,8 @@
 """BYOL: an online network predicts what a slow average of itself, the target, makes of another view.
 
   loss = |p1 - z2'|^2 + |p2 - z1'|^2,   p = q(g(f(t(x)))) / |.|,  z' = g'(f'(t'(x))) / |.|, no gradient
-  target <- tau target + (1 - tau) online after the optimizer, tau = 1 - (1 - tau_0)(cos(pi k / K) + 1) / 2
+  target <- tau target + (1 - tau) online after the optimizer,
+  tau = 1 - (1 - tau_0)(cos(pi k / K) + 1) / 2
 
 The two start from different random parameters, and the target's BatchNorm sees its own batches. The
 representation is the online f(x).

@@ -16,8 +16,8 @@ from ssl_jax.models.network import apply_views, evaluated
 from ssl_jax.parallel import Placement, local
 from ssl_jax.types import Method, Mode, Network
 
-# Gathered views and labels, and their gradient; the sums of gradients and of BatchNorm statistics.
-COLLECTIVES = frozenset({'all-gather', 'reduce-scatter', 'all-reduce'})
+# Gathered views and labels; the sums of gradients and of BatchNorm statistics.
+COLLECTIVES = frozenset({'all-gather', 'all-reduce'})
 
 
 def build(net: Network, *, temperature: float = 0.1, on_batch: Placement = local) -> Method:

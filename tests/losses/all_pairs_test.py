@@ -135,7 +135,8 @@ def test_one_device(expected, name, implementation, scale):
 def test_eight_devices(expected, name, implementation):
   a, b, labels, weights = data(np.float32)
   mesh = make_mesh({'data': 4, 'fsdp': 2})
-  loss = spread_over(mesh, LOSSES[name][1], ('data', 'fsdp'), implementation=implementation, block=BLOCK)
+  loss = spread_over(mesh, LOSSES[name][1], ('data', 'fsdp'), implementation=implementation,
+                     block=BLOCK)
   got = jax.jit(partial(gradient, loss))(a, b, np.float32(5), labels, weights)
   assert_close(got, expected[name, 5.], 1e-5)
 
@@ -266,11 +267,20 @@ def test_one_set_needs_no_collective_for_its_gradient():
 
 
 def test_the_default_follows_the_sizes():
-  small = np.zeros((64, 8), np.float32)
-  assert all_pairs.spread(None, None, small, small, None).block == 0
-  x = jnp.zeros((1 << 14, 8))
-  assert all_pairs.spread(None, None, x, x, None).block == 64
-  assert all_pairs.spread(None, None, x[:1 << 11], x, None).block == 512
+  found = []
+
+  def note(x):
+    found.append(all_pairs.spread(None, None, x, x, 'i'))
+    return x
+
+  def chosen(rows, dim):
+    run = jax.shard_map(note, mesh=make_mesh_of('i'), in_specs=P('i'), out_specs=P('i'))
+    jax.eval_shape(run, jax.ShapeDtypeStruct((rows, dim), np.float32))
+    return found.pop()
+
+  assert [chosen(8 * rows, 8).block for rows in (1 << 10, 1 << 11, 1 << 14)] == [1024, 512, 64]
+  assert all_pairs.GATHERED_BYTES == 4 * (1 << 14) * 1024
+  assert chosen(1 << 14, 1024).ring is None and chosen(1 << 15, 1024).ring == 'i'
 
 
 @pytest.mark.parametrize('options, message', [
