@@ -48,7 +48,7 @@ def compiled(loss, rows: int, dim: int, mesh: Mesh, learnable: bool):
 
 
 def vmem(text: str) -> int:
-  """Bytes of the largest moment's blocks in VMEM: the arrays in memory space S(1), each shape once."""
+  """Bytes of the arrays that the program places in VMEM, memory space S(1); each shape once."""
   widths = dict(bf16=2, f32=4, s32=4, u32=4, pred=1)
   shapes = set(re.findall(r'(bf16|f32|s32|u32|pred)\[([\d,]+)\]\{[^}]*S\(1\)\}', text))
   return sum(widths[kind] * int(np.prod([int(n) for n in dims.split(',')])) for kind, dims in shapes)
@@ -77,7 +77,7 @@ CASES = [
 
 def main(argv: list[str]) -> None:
   wanted = argv[0] if argv else ''
-  print('| loss | rows of a view | D | slice | implementation | HBM temporaries | VMEM blocks | '
+  print('| loss | rows of a view | D | slice | implementation | HBM temporaries | arrays in VMEM | '
         'arguments and results | collectives in the program | compiled in |')
   print('|' + '---|' * 10)
   for name, topology, shape, rows, dim, implementation in CASES:

@@ -109,6 +109,7 @@ def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
     raise ConfigError(f'config.batch_size is {config.batch_size}, but the data have only '
                       f'{len(train)} examples; use at most {len(train)}')
   _check_labels(config, train)
+  _check_pairs(config)
   _check_vocabulary(config, train)
   return _build(config, mesh, shape_of(train), train)
 
@@ -374,6 +375,19 @@ def _check_labels(config, train) -> None:
   if low < 0 or high >= config.head.out:
     raise ConfigError(f'config.head.out is {config.head.out}, but the labels of the data go from '
                       f'{low} to {high}; use config.head.out={high + 1}')
+
+
+# What the second sentence of a pair is, for the methods that ask it; a batch of pairs does not say.
+PAIRS = dict(masked_lm_nsp='nsp', sop='sop')
+
+
+def _check_pairs(config) -> None:
+  """A question about two sentences must be the one that the data were made for."""
+  wanted, given = PAIRS.get(config.method.name), config.data.get('pairs')
+  if wanted and given and given != wanted:
+    raise ConfigError(f"config.method {config.method.name} asks for config.data.pairs='{wanted}', "
+                      f"but it is '{given}'; change it, or use config.method.name="
+                      f"{next(name for name, pairs in PAIRS.items() if pairs == given)}")
 
 
 def _check_vocabulary(config, train) -> None:

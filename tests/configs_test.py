@@ -82,3 +82,11 @@ def test_of_fine_tuning_holds_options(path):
   text = path.read_text().split('"""')[1]
   assert {'smoke', *TASKS} == set(variants(path)) - {''} and 'Expected' in text
   assert f'python -m ssl_jax finetune --config=configs/{path.name}' in text
+
+
+def test_pairs_that_a_method_does_not_ask_for_are_refused():
+  path = next(path for path in CONFIGS if path.stem == 'albert_wordnet')
+  config = load_config(f'{path}:smoke')
+  config.data.pairs = 'nsp'
+  with pytest.raises(build.ConfigError, match="sop asks for config.data.pairs='sop'.*masked_lm_nsp"):
+    build.experiment(config)

@@ -41,7 +41,7 @@ def test_the_documents_show_the_example_that_runs(tag):
 # Configs of published encoders.
 RECIPES = ('bert_base_wikipedia', 'roberta_base', 'electra_small', 'modernbert_base',
            'bert_large_lamb_mlperf')
-EXECUTED = ('data', 'text', 'recipes', 'evaluation', 'reuse', 'sweeps')
+EXECUTED = ('contrastive', 'data', 'text', 'recipes', 'evaluation', 'reuse', 'sweeps')
 
 
 @pytest.fixture(scope='module')

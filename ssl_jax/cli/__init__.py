@@ -15,7 +15,7 @@ COMMANDS = {
   'train': 'pretrain what a config describes; the same command again resumes',
   'evaluate': 'what the representation of a run is worth: kNN, few labels, linear probe',
   'embed': 'write representations to .npz or .safetensors',
-  'finetune': 'train a pretrained text encoder on a labelled task: GLUE, WordNet, your own',
+  'finetune': 'train a pretrained text encoder on a task: GLUE, SQuAD, CoNLL, WordNet, your own',
   'sweep': 'several seeds and small grids in one command that resumes; mean and spread',
   'compare': 'runs and sweeps beside each other, and how their configs differ',
   'report': 'one page about a run: curves, evaluation, embedding, neighbours, views',

@@ -111,12 +111,18 @@ def pair_lse(a: jax.Array, b: jax.Array, where: Spread) -> tuple[jax.Array, jax.
   """
   if not where.block:
     return _kept_lse(a, b, where), _kept_lse(b, a, where)
-  return _pair_lse(where, True, a, b)
+  return _pair_lse(where, BOTH, a, b)
 
 
-def row_lse(a: jax.Array, b: jax.Array, where: Spread) -> jax.Array:
-  """The first of `pair_lse`, [n]."""
-  return _pair_lse(where, False, a, b)[0] if where.block else _kept_lse(a, b, where)
+def row_lse(a: jax.Array, b: jax.Array, where: Spread, *, fixed: bool = False) -> jax.Array:
+  """The first of `pair_lse`, [n]; `fixed` columns, such as a queue, get no gradient."""
+  if where.block:
+    return _pair_lse(where, FIXED if fixed else ROWS, a, b)[0]
+  return _kept_lse(a, lax.stop_gradient(b) if fixed else b, where)
+
+
+# What is asked for: log-sum-exp of rows and columns, of rows alone, of rows when columns are fixed.
+BOTH, ROWS, FIXED = 'both', 'rows', 'fixed'
 
 
 def _kept_lse(a, b, where):
@@ -124,11 +130,13 @@ def _kept_lse(a, b, where):
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(0, 1))
-def _pair_lse(where, both, a, b):
-  return _pair_lse_forward(where, both, a, b)[0]
+def _pair_lse(where, what, a, b):
+  return _pair_lse_forward(where, what, a, b)[0]
 
 
-def _pair_lse_forward(where, both, a, b):
+def _pair_lse_forward(where, what, a, b):
+  both = what == BOTH
+
   def visit(rows, columns, found, left):
     logits = _masked(dot(rows['x'], columns['x']), columns)
     return _online(found, logits, 1), _online(left, logits, 0) if both else left
@@ -138,27 +146,33 @@ def _pair_lse_forward(where, both, a, b):
   found, left = _sweep(visit, rows, columns, _nothing(rows), left, where)
   lse = _joined_lse(found, where.rows), _joined_lse(left, where.columns) if both else ()
   saved = a, b, *lse
-  return lse, (saved, _traced(partial(_pair_lse_gradient, where, both), saved, lse))
+  return lse, (saved, _traced(partial(_pair_lse_gradient, where, what), saved, lse))
 
 
-def _pair_lse_gradient(where, both, saved, cotangents):
-  a, b, row, column = saved
+def _pair_lse_gradient(where, what, saved, cotangents):
+  (a, b, row, column), both = saved, what == BOTH
 
   def visit(rows, columns, d_rows, d_columns):
     logits = _masked(dot(rows['x'], columns['x']), columns)
     d_logits = rows['g'][:, None] * jnp.exp(logits - rows['lse'][:, None])
     if both:
       d_logits += columns['g'][None] * jnp.exp(logits - columns['lse'][None])
-    return (d_rows + product('nm,md->nd', d_logits, columns['x']),
-            d_columns + product('nm,nd->md', d_logits, rows['x']))
+    d_rows += product('nm,md->nd', d_logits, columns['x'])
+    if what == FIXED:
+      return d_rows, d_columns
+    return d_rows, d_columns + product('nm,nd->md', d_logits, rows['x'])
 
   of_columns = {'lse': column, 'g': cotangents[1]} if both else {}
   rows, columns = _sides(where, {'x': a, 'lse': row, 'g': cotangents[0]}, {'x': b} | of_columns)
-  d_rows, d_columns = _sweep(visit, rows, columns, _zeros(rows), _zeros(columns), where)
-  return (_home(d_rows, where.rows).astype(a.dtype), _home(d_columns, where.columns).astype(b.dtype))
+  left = () if what == FIXED else _zeros(columns)
+  d_rows, d_columns = _sweep(visit, rows, columns, _zeros(rows), left, where)
+  d_rows = _home(d_rows, where.rows).astype(a.dtype)
+  if what == FIXED:
+    return d_rows, jnp.zeros_like(b)
+  return d_rows, _home(d_columns, where.columns).astype(b.dtype)
 
 
-_pair_lse.defvjp(_pair_lse_forward, lambda where, both, *given: _backward(*given))
+_pair_lse.defvjp(_pair_lse_forward, lambda where, what, *given: _backward(*given))
 
 
 # --- one symmetric set ----------------------------------------------------------------------------

@@ -22,8 +22,9 @@ def sinkhorn(
   """Codes by Sinkhorn's algorithm on logarithms: nothing over- or underflows.
 
   Prototypes are normalised first and samples last, so that rows sum to 1 exactly and columns to
-  B / K as iterations grow. It is the reference's number: there exp(scores / epsilon) without logarithms.
-  (Subtracting each *sample's* maximum first, as is sometimes done, changes three iterations' result.)
+  B / K as iterations grow. It is the reference's number: there exp(scores / epsilon) without
+  logarithms. (Subtracting each *sample's* maximum first, as is sometimes done, changes the result of
+  three iterations.)
 
   Args:
     scores: [B, K], samples times prototypes (cosines). More samples, such as of a queue, may stand

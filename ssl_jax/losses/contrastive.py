@@ -125,7 +125,7 @@ def queue_nce(
   queue = as_varying(queue.astype(a.dtype), None if within else axis_name)
   a = as_varying(a, apart)
   where = spread(implementation, block, a, queue, queue_axis if within else None)
-  lse = row_lse(a, queue, where)
+  lse = row_lse(a, queue, where, fixed=True)
   if apart is not None:
     top = lax.pmax(lax.stop_gradient(lse), apart)
     lse = top + jnp.log(psum(jnp.exp(lse - top), apart))

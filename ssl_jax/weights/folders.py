@@ -184,9 +184,9 @@ def write_tokenizer(folder: pathlib.Path, tokenizer: Tokenizer, a: Architecture)
 
 
 def _template(cls: str, sep: str, vocabulary: Vocabulary, types: int):
-  second = 1 if types > 1 else 0
+  second, between = 1 if types > 1 else 0, ' '.join([sep] * vocabulary.separators)
   return processors.TemplateProcessing(
-    single=f'{cls} $A {sep}', pair=f'{cls} $A {sep} $B:{second} {sep}:{second}',
+    single=f'{cls} $A {sep}', pair=f'{cls} $A {between} $B:{second} {sep}:{second}',
     special_tokens=[(cls, vocabulary.cls), (sep, vocabulary.sep)])
 
 

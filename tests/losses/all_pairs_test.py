@@ -1,6 +1,10 @@
 """Every implementation gives the number that plain formulas give, on any number of devices."""
 
+import os
+import pathlib
 import re
+import subprocess
+import sys
 from functools import partial
 
 import jax
@@ -16,6 +20,7 @@ from ssl_jax.parallel import inside, make_mesh, over
 pytestmark = pytest.mark.usefixtures('strict_dtypes')
 # 5 rows on each of 8 devices, in blocks of 3: nothing divides anything.
 ROWS, DIM, BLOCK = 40, 6, 3
+ROOT = pathlib.Path(__file__).parent.parent.parent
 
 
 def data(dtype=np.float64):
@@ -300,3 +305,53 @@ def test_vmap_inside_is_the_local_loss():
   head = inside('i')(partial(nt_xent, temperature=.1, implementation='ring'))
   np.testing.assert_allclose(jax.vmap(head, axis_name='i')(*split),
                              np.full(4, nt_xent(a, b, temperature=.1)), rtol=1e-6)
+
+
+# name of the case in benchmarks/contrastive_memory.py -> limit of HBM temporaries in MiB, and the
+# collectives that its program must be free of.
+BUDGETS = {
+  ('NT-Xent', 1 << 19, 'ring'): (1, ('all-gather', 'reduce-scatter', 'all-to-all')),
+  ('NT-Xent', 1 << 19, 'grid'): (330, ('all-to-all',)),
+  ('CLIP', 1 << 15, 'ring'): (1, ('all-gather', 'reduce-scatter', 'all-to-all')),
+  ('CLIP', 1 << 20, 'ring'): (340, ('all-gather', 'reduce-scatter', 'all-to-all')),
+}
+
+
+@pytest.fixture(scope='module')
+def on_tpu_slices():
+  """{case: cells of the benchmark's table}: compiled for v5e:16x16 and v5e:4x8, nothing is run."""
+  pytest.importorskip('libtpu')
+  environment = os.environ | dict(
+    JAX_PLATFORMS='cpu', ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1')
+  result = subprocess.run([sys.executable, '-m', 'benchmarks.contrastive_memory'], timeout=300,
+                          cwd=ROOT, env=environment, capture_output=True, text=True)
+  lines = [[cell.strip() for cell in line.strip('|').split('|')]
+           for line in result.stdout.splitlines()[2:]]
+  assert len(lines) == 10, result.stderr[-2000:]
+  return {(loss, int(rows.replace(',', '')), implementation): cells
+          for loss, rows, _, _, implementation, *cells in lines}
+
+
+@pytest.mark.parametrize('case', BUDGETS, ids=lambda case: '-'.join(map(str, case)))
+def test_memory_of_a_million_rows_on_a_tpu(on_tpu_slices, case):
+  limit, absent = BUDGETS[case]
+  temporaries, *_, collectives, _ = on_tpu_slices[case]
+  assert float(temporaries.removesuffix(' MiB')) <= limit
+  assert not [name for name in absent if name in collectives]
+
+
+def test_gathering_everything_does_not_fit(on_tpu_slices):
+  assert on_tpu_slices['NT-Xent', 1 << 19, 'gather'][0].startswith('does not fit')
+
+
+def test_a_rings_memory_does_not_grow_with_the_number_of_devices():
+  """256 rows on each of 2 or of 8 devices: the same temporaries (1.1 times at most)."""
+  def temporaries(devices):
+    mesh = make_mesh({'data': devices}, jax.devices()[:devices])
+    rows = jax.ShapeDtypeStruct((256 * devices, 64), np.float32,
+                                sharding=jax.NamedSharding(mesh, P('data')))
+    run = over(mesh)(partial(nt_xent, temperature=.1, implementation='ring', block=64))
+    compiled = jax.jit(jax.grad(run, argnums=(0, 1))).lower(rows, rows).compile()
+    return compiled.memory_analysis().temp_size_in_bytes / devices
+
+  assert temporaries(8) <= 1.1 * temporaries(2)
