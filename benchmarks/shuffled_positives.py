@@ -1,24 +1,44 @@
-"""A control for the gate: SimCLR's views, but the second view is another image's.
+"""A control for the gate: any method's config, but what should belong together does not.
 
-What is left to learn is only what the views themselves give away. It is named by its module, as any
-recipe of one's own: `--config.views.name=benchmarks.shuffled_positives`.
+Every view but the first is another image's, labels and ids are those of a third. What is left to learn
+is what the views themselves give away. Used as a config: `--config=benchmarks/shuffled_positives.py:byol`
+is configs/byol_fashion_mnist.py so broken (`byol-smoke` its variant).
 """
 
-import functools
+import pathlib
+import runpy
 
 import jax.numpy as jnp
+from ml_collections import ConfigDict
 
+from ssl_jax import views
+from ssl_jax.schema import call, modules
 from ssl_jax.types import Views
-from ssl_jax.views import simclr
+
+CONFIGS = pathlib.Path(__file__).parent.parent / 'configs'
 
 
-@functools.wraps(simclr.build)  # the options are SimCLR's: a config is checked against them
-def build(**options) -> Views:
-  recipe = simclr.build(**options)
+def get_config(arg: str = 'simclr') -> ConfigDict:
+  name, _, variant = arg.partition('-')
+  config = runpy.run_path(str(CONFIGS / f'{name}_fashion_mnist.py'))['get_config'](variant)
+  recipe = config.views.to_dict()
+  with config.ignore_type():
+    config.views = ConfigDict(dict(name='benchmarks.shuffled_positives', recipe=recipe))
+  return config
+
+
+def build(*, recipe: dict) -> Views:
+  """The views of `recipe`, a section like config.views, of images that do not belong together."""
+  whole = call('views.recipe', recipe, modules(views))
 
   def prepare(keys, batch):
-    batch = recipe.prepare(keys, batch)
-    first, second = batch['views'][:, 0], batch['views'][:, 1]
-    return dict(batch, views=jnp.stack([first, jnp.roll(second, 1, axis=0)], axis=1))
+    batch = dict(whole.prepare(keys, batch))
+    for name, rows in (('views', 1), ('local_views', 1), ('tokens', 1), ('label', 2), ('id', 2)):
+      if name in batch:
+        batch[name] = jnp.roll(batch[name], rows, axis=0)
+    if 'views' in batch:
+      first = jnp.roll(batch['views'][:, :1], -1, axis=0)
+      batch['views'] = jnp.concatenate([first, batch['views'][:, 1:]], axis=1)
+    return batch
 
-  return Views(prepare, recipe.inputs)
+  return Views(prepare, whole.inputs)

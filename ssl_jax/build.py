@@ -122,6 +122,15 @@ def embedder(config, shape: Shape, devices: Sequence[Any] | None = None) -> Expe
   return _build(config, _mesh(config, devices), shape, None)
 
 
+def abstract(config, shape: Shape, devices: Sequence[Any]) -> Experiment:
+  """The experiment that trains, without its data: for compiling the program on devices that need not
+  be there, such as those of a TPU slice."""
+  check_numbers(config)
+  mesh = _mesh(config, devices)
+  _check_batch(config, mesh)
+  return _build(config, mesh, shape, ())
+
+
 def _build(config, mesh: Mesh, shape: Shape, train) -> Experiment:
   per_epoch = max(1, shape.length // config.batch_size)
   steps = _steps(config, per_epoch)

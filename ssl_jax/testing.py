@@ -18,7 +18,7 @@ import numpy as np
 import optax
 from jax.sharding import PartitionSpec
 
-from ssl_jax.parallel import Placement, inside, local, make_mesh, over, path_name
+from ssl_jax.parallel import Placement, batch_sharding, inside, local, make_mesh, over, path_name
 from ssl_jax.train.checkpoint import Checkpoints
 from ssl_jax.train.step import init_state, make_program, make_train_step
 from ssl_jax.types import TEXT_INPUTS, Batch, Method, PyTree, TrainState
@@ -158,6 +158,22 @@ def check_shard_map_equals_local(make: Make, batch: Batch) -> None:
     _check_inside(make, batch, partial(_by_shard_map, check_vma=check_vma))
 
 
+def check_sharded_state(make: Make, batch: Batch, pattern: str = '.') -> None:
+  """Parameters, and every state whose path matches, split over an axis: the same step as on one device."""
+  mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}, jax.devices()[:8])
+  steps = []
+  for on_batch, over_mesh, rules in ((local, _mesh(1), ()), (over(mesh), mesh, ((pattern, 'fsdp'),))):
+    program = make_program(make(on_batch), _optimizer(), batch, seed=0, mesh=over_mesh, rules=rules)
+    ts = program.init()
+    split = [path_name(path) for path, x in jax.tree_util.tree_leaves_with_path(ts)
+             if not x.sharding.is_fully_replicated]
+    placed = {name: jax.device_put(x, batch_sharding(over_mesh)) for name, x in batch.items()}
+    ts, metrics = program.step(ts, placed)
+    steps.append(jax.device_get((metrics['loss'], ts.params, ts.state)))
+  assert split, f'no leaf matches {pattern!r} and divides by 2'
+  _assert_close(steps[1], steps[0], 1e-5, f'a mesh that splits {len(split)} leaves')
+
+
 def check_collectives(make: Make, batch: Batch, expected: set[str], devices: int = 8) -> None:
   """Exactly these collectives stand in the compiled step."""
   program = make_program(make(over(_mesh(devices))), _optimizer(), batch, seed=0, mesh=_mesh(devices))
@@ -176,7 +192,7 @@ CHECKS: Mapping[str, Callable[[Make, Batch], None]] = {
     check_loss_is_a_finite_scalar, check_every_parameter_gets_a_gradient,
     check_one_trace_and_donation, check_embed_is_pure, check_resume_is_bit_equal,
     check_same_on_any_device_count, check_curve_in_float64, check_vmap_equals_local,
-    check_pmap_equals_local, check_shard_map_equals_local)
+    check_pmap_equals_local, check_shard_map_equals_local, check_sharded_state)
 }
 
 

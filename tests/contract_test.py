@@ -45,12 +45,12 @@ CONFIGS = configs()
 each_method = pytest.mark.parametrize('method', sorted(CONFIGS))
 
 
-# What compiles longest runs in the short suite for one method of images and one of text, in the long
-# one for all. That a method is the same on 1 and 8 devices is always checked.
-LONG, REPRESENTATIVE = ('curve_in_float64', 'vmap_equals_local', 'pmap_equals_local'), (
-  'simclr', 'masked_lm')
+# In the short suite one method of images, one of text and the one with the most states go through all
+# checks, the others through these; `make test-all` runs all.
+REPRESENTATIVE = ('simclr', 'masked_lm', 'moco')
+SHORT = ('every_parameter_gets_a_gradient', 'embed_is_pure', 'same_on_any_device_count')
 CASES = [pytest.param(method, check, id=f'{check}-{method}', marks=[pytest.mark.slow] * (
-           check in LONG and method not in REPRESENTATIVE))
+           check not in SHORT and method not in REPRESENTATIVE))
          for check in testing.CHECKS for method in sorted(CONFIGS)]
 
 
