@@ -159,7 +159,7 @@ def check_shard_map_equals_local(make: Make, batch: Batch) -> None:
 
 
 def check_sharded_state(make: Make, batch: Batch, pattern: str = '.') -> None:
-  """Parameters, and every state whose path matches, split over an axis: the same step as on one device."""
+  """Parameters and states whose path matches, split over an axis: the step of one device."""
   mesh = make_mesh({'data': 2, 'fsdp': 2, 'tensor': 2}, jax.devices()[:8])
   steps = []
   for on_batch, over_mesh, rules in ((local, _mesh(1), ()), (over(mesh), mesh, ((pattern, 'fsdp'),))):
