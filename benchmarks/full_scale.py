@@ -2,8 +2,9 @@
 
   python -m benchmarks.full_scale [NAME ...]          (needs the extra [plan]: libtpu)
 
-The real train step with views, optimizer and states, abstract data. Minutes each on two cores. HBM is per
-device: arguments (parameters, optimizer and method state, the batch), and the temporaries of the step.
+The real train step with views, optimizer and states, abstract data. Minutes each on two cores. HBM is
+per device: arguments (parameters, optimizer and method state, the batch), and the temporaries of the
+step.
 """
 
 import os
@@ -40,12 +41,12 @@ def devices(topology: str):
 
 
 def shape_of(config) -> build.Shape:
-  """Of data as a host would hand them over: crops where it cuts them, else square images, and tokens."""
+  """Of data as a host hands them over: crops where it cuts them, else square images, and tokens."""
   views = build.image_views(config)
   size = config.views.get('size', 224)
   image = {'image': jax.ShapeDtypeStruct((256, 256, 3), np.uint8)}
   if views.crops and config.data.get('crop') == 'host':
-    image = {name: jax.ShapeDtypeStruct((len(wishes), wishes[0]['size'], wishes[0]['size'], 3), np.uint8)
+    image = {name: jax.ShapeDtypeStruct((len(wishes), *[wishes[0]['size']] * 2, 3), np.uint8)
              for name, wishes in views.crops.items()}
   if config.method.name in ('clip', 'siglip'):
     length = config.data.get('length', 77)
@@ -65,8 +66,8 @@ def compiled(config_name: str, topology: str, mesh: dict):
 
 
 def main(argv: list[str]) -> None:
-  print('| config | slice | global batch | arguments | temporaries | of | TFLOP | GB accessed | collectives '
-        '| compiled in |')
+  print('| config | slice | global batch | arguments | temporaries | of | TFLOP | GB accessed '
+        '| collectives | compiled in |')
   print('|' + '---|' * 10)
   for name in argv or CASES:
     config_name, topology, mesh = CASES[name]
@@ -77,9 +78,11 @@ def main(argv: list[str]) -> None:
                        r'(?:-start)?\(', text)
     counts = ', '.join(f'{names.count(kind)} {kind}' for kind in sorted(set(names)))
     print(f'| {config_name} | {topology} | {config.batch_size:,} '
-          f'| {memory.argument_size_in_bytes / GIB:.2f} GiB | {memory.temp_size_in_bytes / GIB:.2f} GiB '
+          f'| {memory.argument_size_in_bytes / GIB:.2f} GiB '
+          f'| {memory.temp_size_in_bytes / GIB:.2f} GiB '
           f'| {CAPACITY[topology.split(":")[0]]} GiB | {cost["flops"] / 1e12:.2f} '
-          f'| {cost["bytes accessed"] / 1e9:.1f} | {counts} | {time.monotonic() - began:.0f} s |', flush=True)
+          f'| {cost["bytes accessed"] / 1e9:.1f} | {counts} | {time.monotonic() - began:.0f} s |',
+          flush=True)
 
 
 if __name__ == '__main__':

@@ -2,10 +2,10 @@
 
   python -m benchmarks.methods [--methods byol ...] [--batch 256] [--rounds 7]
 
-All take SimCLR's two views of Fashion-MNIST and its convnet; heads, targets and states are those of each
-method's config. A method with one view or with local crops counts those too. Columns: the time of a step
-(median of turns in which all take one step each), the FLOPs of the compiled step, both beside SimCLR's,
-and the extra cost: time per FLOP beside SimCLR's.
+All take SimCLR's two views of Fashion-MNIST and its convnet; heads, targets and states are those of
+each method's config. A method with one view or with local crops has its own. Columns: the time of a
+step (median of turns in which all take one step each), the FLOPs of the compiled step, both beside
+SimCLR's, and the extra cost: time per FLOP beside SimCLR's.
 """
 
 import argparse

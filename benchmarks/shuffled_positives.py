@@ -1,8 +1,9 @@
 """A control for the gate: any method's config, but what should belong together does not.
 
-Every view but the first is another image's, labels and ids are those of a third. What is left to learn
-is what the views themselves give away. Used as a config: `--config=benchmarks/shuffled_positives.py:byol`
-is configs/byol_fashion_mnist.py so broken (`byol-smoke` its variant).
+Every view but the first is another image's, labels and ids are those of a third. What is left to
+learn is what the views themselves give away. Used as a config:
+`--config=benchmarks/shuffled_positives.py:byol` is configs/byol_fashion_mnist.py so broken
+(`byol-smoke` its variant).
 """
 
 import pathlib

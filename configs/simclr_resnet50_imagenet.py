@@ -10,11 +10,12 @@ Cost: not run by us. The reference needed about 6 hours for 100 epochs on 32 TPU
 (google-research/simclr, README).
 Expected: linear top-1 of about 64.5 % after 100 epochs (reference's README) and 69.3 % after 1000
 (paper). Not reproduced by us.
-Variants: `:1000`; `:one_chip`, the whole batch of 4096 on one accelerator: 64 images go through the encoder
-at a time and the loss sees all (docs/contrastive.md has the memory), BatchNorm in groups of 64 images x 2
-views, as on 64 devices without synchronisation; `:local`, batch 256 on one accelerator with the same square-root rule (62.8 %
-after 100 epochs with batch 256, quoted by lightly as the paper's; not reproduced by us); `:smoke`,
-seconds on a CPU: a tiny network on the images that ship with the package.
+Variants: `:1000`; `:one_chip`, the whole batch of 4096 on one accelerator: 64 images at a time go
+through the encoder and the loss sees all (docs/contrastive.md has the memory), BatchNorm in groups
+of 64 images x 2 views, as on 64 devices without synchronisation; `:local`, batch 256 on one
+accelerator with the same square-root rule (62.8 % after 100 epochs with batch 256, quoted by
+lightly as the paper's; not reproduced by us); `:smoke`, seconds on a CPU: a tiny network on the
+images that ship with the package.
 """
 
 from ml_collections import ConfigDict

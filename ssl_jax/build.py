@@ -16,13 +16,21 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from ssl_jax import methods, views
-from ssl_jax.data import array_records, folders, sources, tensorflow_datasets, token_sources
+from ssl_jax.data import (
+  array_records,
+  folders,
+  image_text,
+  sources,
+  tensorflow_datasets,
+  token_sources,
+)
 from ssl_jax.data.batches import batches
 from ssl_jax.data.sources import RESERVED
 from ssl_jax.data.tokenize import Tokenizer, load
 from ssl_jax.models import convnet, heads, language_heads, mlp, resnet, transformer, vit
 from ssl_jax.models.network import chunked, fixed_parameters, from_linen, with_head
 from ssl_jax.models.norm import BatchNormPolicy
+from ssl_jax.models.towers import TextTower, Towers, towers
 from ssl_jax.parallel import BATCH_AXES, Placement, batch_axes, local, make_mesh, over
 from ssl_jax.schema import (
   ConfigError,
@@ -40,9 +48,10 @@ from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
 
 TEXT = functions(token_sources)
+IMAGE_TEXT = functions(image_text)
 DATA = {**functions(sources), 'image_folder': folders.image_folder,
         'tfds': tensorflow_datasets.tfds, 'array_record': array_records.array_record,
-        **TEXT}
+        **TEXT, **IMAGE_TEXT}
 NETWORKS = {**functions(resnet), **functions(convnet), **functions(vit),
             'transformer': transformer.transformer}
 HEADS = {**functions(mlp), **functions(heads)}
@@ -138,8 +147,15 @@ def _build(config, mesh: Mesh, shape: Shape, train) -> Experiment:
   rows = config.batch_size if train is not None else _shards(mesh)
   return Experiment(
     source=train, views=image_views(config), method=method(config, over(mesh), shape.length),
-    tx=call('optimizer', config.optimizer, optimizers.OPTIMIZERS, schedule), schedule=schedule,
+    tx=_optimizer(config, schedule, steps), schedule=schedule,
     mesh=mesh, batch=_abstract_batch(shape, rows), steps=steps)
+
+
+def _optimizer(config, schedule: Callable, steps: int) -> optax.GradientTransformation:
+  spec = plain(config.optimizer)
+  known = signature(find('optimizer', spec['name'], optimizers.OPTIMIZERS)) if 'name' in spec else {}
+  facts = {'steps': steps} if 'steps' in known else {}
+  return call('optimizer', spec, optimizers.OPTIMIZERS, schedule, **facts)
 
 
 def shape_of(source) -> Shape:
@@ -172,9 +188,10 @@ def tokenizer(config) -> Tokenizer | None:
     FileNotFoundError, DataError: it is not there any more, or damaged.
   """
   data = plain(config.data)
-  if data.get('name') not in TEXT:
+  if data.get('name') not in TEXT | IMAGE_TEXT:
     return None
-  return load(data.get('tokenizer') or data.get('path') or token_sources.WORDNET_VOCABULARY)
+  beside = data.get('path') if data['name'] in TEXT else None  # records keep theirs
+  return load(data.get('tokenizer') or beside or token_sources.WORDNET_VOCABULARY)
 
 
 def image_views(config) -> Views:
@@ -210,8 +227,8 @@ def method(config, on_batch: Placement = local, examples: int | None = None) -> 
   spec = plain(config.method)
   known = signature(find('method', spec['name'], modules(methods))) if 'name' in spec else {}
   # Networks beside that of config.network are sections of their own.
-  others = {key: _second_network(f'method.{key}', spec.pop(key)) for key, parameter in known.items()
-            if parameter.annotation is Network and key in spec}
+  others = {key: _second_network(f'method.{key}', spec.pop(key), config.microbatch)
+            for key, parameter in known.items() if parameter.annotation is Network and key in spec}
   examples = examples or config.batch_size
   epoch = max(1, examples // config.batch_size)
   facts = dict(steps=_steps(config, epoch), steps_per_epoch=epoch, examples=examples)
@@ -220,13 +237,30 @@ def method(config, on_batch: Placement = local, examples: int | None = None) -> 
   return _freeze(made, module(config))
 
 
-def _second_network(section: str, spec) -> Network:
-  """{'name': 'transformer', ...} as a network with the head of a masked language model; a head, such
-  as a predictor, as it is."""
-  if plain(spec).get('name') in HEADS:
+def _second_network(section: str, spec, microbatch: int | None) -> Network:
+  """{'name': 'transformer', ...} as a network with the head of a masked language model, or as a tower
+  with the projection that a section 'head' in it describes, in chunks; a head, such as a predictor,
+  as it is."""
+  spec = plain(spec)
+  if spec.get('name') in HEADS:
     return from_linen(call(section, spec, HEADS))
+  head = spec.pop('head', None)
   backbone = call(section, spec, {'transformer': transformer.transformer})
-  return from_linen(transformer.LanguageModel(backbone, language_heads.masked_lm()))
+  if head is None:
+    return from_linen(transformer.LanguageModel(backbone, language_heads.masked_lm()))
+  tower = from_linen(TextTower(backbone, call(f'{section}.head', head, HEADS)))
+  return chunked(tower, microbatch) if microbatch else tower
+
+
+def has_text_tower(config) -> bool:
+  """Whether the method learns from images and texts together."""
+  return isinstance(plain(config.method).get('text'), Mapping)
+
+
+def image_text_towers(config, mesh: Mesh | None = None) -> Towers:
+  """What compares images and texts in a method with a text tower, outside training."""
+  return towers(from_linen(module(config)), _second_network('method.text', config.method.text, None),
+                mesh=mesh)
 
 
 def _freeze(made: Method, module: nn.Module) -> Method:
@@ -406,6 +440,8 @@ def _check_vocabulary(config, train) -> None:
     return
   facts = dict(vocabulary=known.size, mask=known.mask, special=known.special)
   sections = {'network': network_vocabulary(config)}
+  if has_text_tower(config):
+    sections['method.text'] = network_vocabulary(config, 'method.text')
   if config.views.name == 'masks':
     sections['views'] = dict(config.views)
     if known.mask is None:
@@ -414,15 +450,16 @@ def _check_vocabulary(config, train) -> None:
   for section, given in sections.items():
     for name in sorted({*facts} & {*given}):
       value, expected = plain(given[name]), facts[name]
-      fits = value >= expected if (section, name) == ('network', 'vocabulary') else value == expected
+      fits = value >= expected if section != 'views' and name == 'vocabulary' else value == expected
       if not fits:
         raise ConfigError(f'config.{section}.{name} is {value}, but the tokenizer of config.data has '
                           f'{expected}; use config.{section}.{name}={expected}')
 
 
-def network_vocabulary(config) -> dict[str, int]:
-  """{'vocabulary': how many tokens the network knows}, {} for networks of images."""
-  backbone = call('network', config.network, NETWORKS)
+def network_vocabulary(config, section: str = 'network') -> dict[str, int]:
+  """{'vocabulary': how many tokens the network of a section knows}, {} for networks of images."""
+  spec = {key: value for key, value in config[section].items() if key != 'head'}
+  backbone = call(section, spec, NETWORKS)
   architecture = getattr(backbone, 'architecture', None)
   return {} if architecture is None else {'vocabulary': architecture.vocabulary}
 

@@ -11,7 +11,7 @@
 
 import json
 import pathlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
 import jax
@@ -47,7 +47,8 @@ class Run(NamedTuple):
     params, state: of the method; `variables` in Flax's words.
     embed: images uint8 [N, H, W, C], or a list of N texts -> representations float32 [N, D], as
       NumPy arrays.
-    tokenizer: of a run on text.
+    tokenizer: of a run on text, or on images and texts.
+    similarity: of a run on images and texts: (N images, a list of M texts) -> cosines float32 [N, M].
   """
 
   config: ConfigDict
@@ -58,6 +59,7 @@ class Run(NamedTuple):
   state: PyTree
   embed: Callable[[np.ndarray], np.ndarray]
   tokenizer: Tokenizer | None = None
+  similarity: Callable[[np.ndarray, Sequence[str]], np.ndarray] | None = None
 
   @property
   def variables(self) -> dict[str, PyTree]:
@@ -138,9 +140,12 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) 
   except ValueError as error:  # the code has changed since, or config.json was edited
     raise CheckpointError(f'{workdir}: {error}') from error
   made = config, experiment, experiment.method, step, ts.params, ts.state
+  images = _embedder(experiment, experiment.method.embed, ts.params, ts.state)
   if not (folder / TOKENIZER).is_dir():
-    return Run(*made, _embedder(experiment, ts.params, ts.state))
+    return Run(*made, images)
   tokenizer = load_tokenizer(folder / TOKENIZER)
+  if build.has_text_tower(config):
+    return Run(*made, images, tokenizer, _similarity(config, experiment, ts, tokenizer))
   return Run(*made, texts.embedder(experiment.method.embed, ts.params, ts.state, tokenizer,
                                    config.data.get('length', 128)), tokenizer)
 
@@ -239,8 +244,17 @@ def feed(source: Source, mesh, workers: int = 0, rows: int = 500) -> Iterator[di
     yield to_global({name: x[mine] for name, x in batch.items()}, sharding, size)
 
 
-def _embedder(experiment: build.Experiment, params, state, chunk: int = 256) -> Callable:
-  inputs, embed = experiment.views.inputs, experiment.method.embed
+def _similarity(config, experiment: build.Experiment, ts: TrainState, tokenizer: Tokenizer
+                ) -> Callable:
+  towers = build.image_text_towers(config, experiment.mesh)
+  images = _embedder(experiment, towers.image, ts.params, ts.state)
+  words = texts.embedder(towers.text, ts.params, ts.state, tokenizer, config.data.length)
+  return lambda some, captions: images(some) @ words(captions).T
+
+
+def _embedder(experiment: build.Experiment, embed: Callable, params, state, chunk: int = 256
+              ) -> Callable:
+  inputs = experiment.views.inputs
   run = jax.jit(lambda images: embed(params, state, inputs({'image': images})))
 
   def embed_images(images: np.ndarray) -> np.ndarray:

@@ -36,8 +36,12 @@ def fields_of(config) -> dict[str, jax.ShapeDtypeStruct]:
     names = ['tokens', 'segments', 'positions', 'words']
     pairs = config.data.get('pairs') is not None
     return dict.fromkeys(names + ['types'] * pairs, row) | ({'next': number} if pairs else {})
-  side, channels = config.data.get('size', 28), 1 if config.data.name == 'fashion_mnist_12k' else 3
-  return {'image': jax.ShapeDtypeStruct((side, side, channels), np.uint8), 'label': number}
+  side, channels = config.data.get('size', 28), 1 if 'fashion_mnist' in config.data.name else 3
+  fields = {'image': jax.ShapeDtypeStruct((side, side, channels), np.uint8), 'label': number}
+  if config.data.name in build.IMAGE_TEXT:
+    row = jax.ShapeDtypeStruct((config.data.length,), np.int32)
+    fields |= dict.fromkeys(['tokens', 'segments'], row)
+  return fields
 
 
 @each_variant

@@ -22,8 +22,10 @@ def smoke(method):
   """(config, make, batch): the smoke variant, and 16 different real examples as it prepares them."""
   config = load_config(f'{CONFIGS[method]}:smoke')
   raw = _raw(build.source(config, training=True))
-  keys = example_keys(jax.random.key(0), np.zeros(ROWS, np.uint32), np.arange(ROWS, dtype=np.uint32))
-  return config, partial(build.method, config), build.image_views(config).prepare(keys, raw)
+  ids = np.arange(ROWS, dtype=np.uint32)
+  keys = example_keys(jax.random.key(0), np.zeros(ROWS, np.uint32), ids)
+  batch = build.image_views(config).prepare(keys, raw)
+  return config, partial(build.method, config), {**batch, 'id': ids}
 
 
 def _raw(source):

@@ -15,14 +15,15 @@ TESTS = pathlib.Path(__file__).parent
 WORKER = TESTS / 'multiprocess_worker.py'
 SIMCLR = 'simclr_fashion_mnist.py:smoke'
 # One of each kind of state beside it: a queue of keys; a target and its predictor; several terms.
-SHORT = ['byol_fashion_mnist.py:smoke', 'electra_wordnet.py:smoke']
+SHORT = ['moco_fashion_mnist.py:smoke', 'byol_fashion_mnist.py:smoke', 'electra_wordnet.py:smoke']
 
 
 def all_specs() -> list[str]:
   """A smoke config of every method."""
   paths = sorted((TESTS.parent / 'configs').glob('*_fashion_mnist.py'))
   paths += sorted((TESTS.parent / 'configs').glob('*_wordnet.py'))
-  return list({load_config(f'{path}:smoke').method.name: f'{path.name}:smoke' for path in paths}.values())
+  named = {load_config(f'{path}:smoke').method.name: f'{path.name}:smoke' for path in paths}
+  return list(named.values())
 
 
 def free_port() -> int:
@@ -71,13 +72,15 @@ def test_two_processes_equal_one(alone, tmp_path):
   # Evaluation: every process holds every row, in the order of the source.
   for result in both:
     assert result[SIMCLR]['labels'] == alone[SIMCLR]['labels'] and len(result[SIMCLR]['labels']) == 60
-    np.testing.assert_allclose(result[SIMCLR]['features'], alone[SIMCLR]['features'], rtol=.05, atol=1e-3)
+    np.testing.assert_allclose(result[SIMCLR]['features'], alone[SIMCLR]['features'], rtol=.05,
+                               atol=1e-3)
 
 
 def test_hosts_whose_devices_interleave(alone, tmp_path):
   """On real slices a host has no contiguous block of rows."""
   both = [result[SIMCLR] for result in train(tmp_path, 2, '01452367', [SIMCLR])]
-  assert both[0]['rows'] == [0, 1, 2, 3, 8, 9, 10, 11] and both[1]['rows'] == [4, 5, 6, 7, 12, 13, 14, 15]
+  assert both[0]['rows'] == [0, 1, 2, 3, 8, 9, 10, 11]
+  assert both[1]['rows'] == [4, 5, 6, 7, 12, 13, 14, 15]
   assert_equal(both, alone[SIMCLR])
 
 

@@ -2,8 +2,8 @@
 
   python multiprocess_worker.py INDEX COUNT PORT ORDER OUTPUT CONFIG ...
 
-ORDER names the devices in the order of the mesh, '0213'; each process has its share of them. OUTPUT gets
-what this process saw of every config, by its name.
+ORDER names the devices in the order of the mesh, '0213'; each process has its share of them. OUTPUT
+gets what this process saw of every config, by its name.
 """
 
 import json

@@ -7,10 +7,11 @@ import numpy as np
 from ssl_jax import build, runs
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
-from ssl_jax.cli.text_evaluation import embed_documents
+from ssl_jax.cli.text_evaluation import embed_documents, is_text
 from ssl_jax.data.batches import in_order
 from ssl_jax.data.corpora import text_files
 from ssl_jax.data.sources import DataError
+from ssl_jax.types import TEXT_INPUTS
 
 DESCRIPTION = '''Writes 'embedding' float32 [N, D] and every other field of the data but the image or
 tokens (such as 'label'; 'id', the number of the example; in .npz 'name', the path of its file) to a
@@ -37,7 +38,7 @@ def run(argv: list[str]) -> int:
     parser.error(f'--output must end in {" or ".join(FORMATS)}, got {args.output!r}')
   use_compilation_cache(args.cache_dir)
   loaded = runs.load(args.workdir, step=args.step)
-  if loaded.tokenizer is not None:
+  if is_text(loaded):
     return _finish(loaded, _texts(loaded, args), output)
   source = _source(loaded, args)
   try:
@@ -79,7 +80,7 @@ def _embedded(loaded: runs.Run, source) -> dict[str, np.ndarray]:
     if 'image' not in batch:
       raise DataError(f"embed needs a field 'image', the data have {', '.join(batch)}")
     readable = batch.pop('weight') > 0
-    fields = {name: x[readable] for name, x in batch.items()}
+    fields = {name: x[readable] for name, x in batch.items() if name not in TEXT_INPUTS}
     if readable.any():
       pieces.append(fields | {'embedding': loaded.embed(fields.pop('image'))})
   return {name: np.concatenate([piece[name] for piece in pieces]) for name in pieces[0]}

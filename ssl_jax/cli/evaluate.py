@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ssl_jax import runs
+from ssl_jax.cli.image_text_evaluation import evaluate_image_text, is_image_text
 from ssl_jax.cli.material import material
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
@@ -31,7 +32,8 @@ from ssl_jax.train.step import example_keys
 
 DESCRIPTION = '''Prints kNN, few-label and linear accuracy of raw pixels, of the encoder as it was
 initialised, and of the trained one, by the fixed protocol of docs/evaluation.md, or what --protocols
-names; writes evaluation.json into the run.'''
+names; of runs on images and texts also how well the two find each other; writes evaluation.json into
+the run.'''
 FIXED = 'fixed'
 
 MOST_PIXELS = 2**29  # as float32 2 GiB; beyond it raw pixels are no baseline anybody waits for
@@ -67,6 +69,11 @@ def run(argv: list[str]) -> int:
 def _images(run: runs.Run, args) -> None:
   """Runs the protocols; each is written when it is finished, whatever happens to the next."""
   data = runs.splits(run.config)
+  if is_image_text(run):
+    found = evaluate_image_text(run, data)
+    _write(_path(args), dict(found, step=run.step, pending=args.protocols))
+    if data.train.labels is None and args.protocols == [FIXED]:
+      return print('no probes: the images have no labels', file=sys.stderr)
   train, test = (runs.labels(*pair) for pair in zip(data, ('train', 'test')))
   classes = 1 + max(int(np.max(train)), int(np.max(test)))
   named = [name for name in args.protocols if name != FIXED]

@@ -25,6 +25,7 @@ class Monitor:
     self._experiment, self._write, self._say = experiment, write, say
     self._workers = config.workers
     self._warned = False
+    self._project = None if hasattr(experiment.source, 'documents') else _projection(config, experiment)
     self._splits = self._sample = self._held_out = None
     if config.evaluate.every is None:
       return
@@ -70,6 +71,22 @@ class Monitor:
     features, _ = embed_split(self._experiment, ts.params, state, self._sample)
     self._write(step, health(features))
     verdict = collapse_verdict(features)
+    if verdict is None and self._project is not None:
+      # Where the objective has collapsed, the encoder before the head may still be healthy.
+      projected, _ = embed_split(self._project, ts.params, state, self._sample)
+      verdict = collapse_verdict(projected)
+      verdict = verdict and f'projections: {verdict}'
     if verdict and not self._warned:
       self._say(f'WARNING at step {step}: {verdict}')
     self._warned = bool(verdict)
+
+
+def _projection(config, experiment):
+  """`experiment` whose `embed` gives what the objective sees of an image, the head's output."""
+  net, method = build.network(config), experiment.method
+
+  def project(params, state, inputs):
+    found = net.features(*method.encoder(params, state), inputs, ('projection',))
+    return found['projection']
+
+  return experiment._replace(method=method._replace(embed=project))

@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from ssl_jax import runs
+from ssl_jax import build, runs
 from ssl_jax.data.sources import Source
 from ssl_jax.evals.bag_of_words import counted, evaluate_counts
 from ssl_jax.evals.features import embed_all
@@ -17,7 +17,7 @@ STEP = 16  # lengths of batches are multiples of it: as many programs are compil
 
 
 def is_text(run: runs.Run) -> bool:
-  return 'tokens' in run.experiment.batch
+  return 'tokens' in run.experiment.batch and not build.has_text_tower(run.config)
 
 
 def evaluate_text(run: runs.Run, seed: int, fractions: bool) -> dict:

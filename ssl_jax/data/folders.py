@@ -116,7 +116,7 @@ def image_folder(*, path: str, split: str = 'train', size: int = 256, channels: 
     ValueError: an argument out of its range, or a split that there is not.
     DataError: no images, or images beside folders of images.
   """
-  root = _folder_of_split(path, split)
+  root = folder_of_split(path, split)
   options = dict(size=size, channels=channels, unreadable=unreadable,
                  crops=crops if crop == 'host' else None)
   EncodedImages(**options)  # A wrong argument is known before a long walk.
@@ -128,7 +128,8 @@ def _restored(root: str, index: Index | None, saved: pathlib.Path | None, option
   return ImageFolder(root, index or _loaded(saved), saved, **options)
 
 
-def _folder_of_split(path: str, split: str) -> str:
+def folder_of_split(path: str, split: str) -> str:
+  """Where the images of a split are, see `image_folder`; raises as it does."""
   folder = epath.Path(path.replace('{split}', split)).expanduser()
   if '{split}' not in path:
     if (folder / split).is_dir() and (split != 'train' or _holds_splits(folder)):

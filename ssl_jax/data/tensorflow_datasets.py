@@ -48,6 +48,10 @@ class TfdsImages(EncodedImages):
   def name(self, index: int) -> str:
     return f'{self._full_name}[{index}]'
 
+  def record(self, index: int) -> Mapping[str, Any]:
+    """All features of an example, the image as it was encoded."""
+    return self._records[index]
+
   def read(self, index: int) -> tuple[bytes | np.ndarray, dict[str, np.ndarray]]:
     example = self._records[index]
     image = example[self._image]

@@ -6,6 +6,8 @@
 Reference: Caron et al., SwAV, arXiv:2006.09882; Sinkhorn's algorithm in Cuturi, arXiv:1306.0895.
 """
 
+from functools import reduce
+
 import chex
 import jax
 import jax.numpy as jnp
@@ -17,7 +19,8 @@ from ssl_jax.types import AxisName
 
 
 def sinkhorn(
-    scores: jax.Array, *, epsilon: float = 0.05, iterations: int = 3, axis_name: AxisName = None,
+    scores: jax.Array, *, epsilon: float = 0.05, iterations: int = 3, more: jax.Array | None = None,
+    axis_name: AxisName = None,
 ) -> jax.Array:
   """Codes by Sinkhorn's algorithm on logarithms: nothing over- or underflows.
 
@@ -27,10 +30,11 @@ def sinkhorn(
   three iterations.)
 
   Args:
-    scores: [B, K], samples times prototypes (cosines). More samples, such as of a queue, may stand
-      anywhere among the rows.
+    scores: [B, K], samples times prototypes (cosines).
     epsilon: regularisation; smaller is nearer to a hard assignment.
     iterations: of the algorithm, at least 1.
+    more: [N, K] of further samples, such as a queue's, equal on all devices; they count once, and
+      their codes are not returned.
     axis_name: the axis (or axes) over which samples are spread, or None; all devices' count.
 
   Returns:
@@ -39,11 +43,13 @@ def sinkhorn(
   chex.assert_rank(scores, 2)
   if iterations < 1:
     raise ValueError(f'iterations must be at least 1, got {iterations}')
-  log_q = lax.stop_gradient(scores.astype(wide(scores))) / epsilon
+  groups = [(scores, axis_name)] + ([] if more is None else [(more, None)])
+  log_qs = [lax.stop_gradient(x.astype(wide(x))) / epsilon for x, _ in groups]
   for _ in range(iterations):
-    log_q = log_q - _lse_of_samples(log_q, axis_name)[None]
-    log_q = log_q - jax.nn.logsumexp(log_q, axis=1, keepdims=True)
-  return jnp.exp(log_q)
+    sums = [_lse_of_samples(log_q, axis) for log_q, (_, axis) in zip(log_qs, groups)]
+    of_prototypes = reduce(jnp.logaddexp, sums)[None]
+    log_qs = [jax.nn.log_softmax(log_q - of_prototypes) for log_q in log_qs]
+  return jnp.exp(log_qs[0])
 
 
 def _lse_of_samples(x: jax.Array, axis_name: AxisName) -> jax.Array:

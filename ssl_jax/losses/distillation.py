@@ -51,6 +51,7 @@ def dino(
   crops, seen = student.shape[1], teacher.shape[1]
   if not 1 <= seen <= crops or crops < 2:
     raise ValueError(f'expected a teacher of some of at least two crops, got {seen} and {crops}')
-  teacher = lax.stop_gradient(teacher.astype(wide(teacher)) - center[None, None])
+  teacher = teacher.astype(wide(teacher))
+  teacher = lax.stop_gradient(teacher - center.astype(teacher.dtype)[None, None])
   targets = jax.nn.softmax(teacher / teacher_temperature)
   return cross_prediction(targets, student.astype(wide(student)) / student_temperature, axis_name)

@@ -3,7 +3,8 @@
   c_de = sum_b z1_bd z2_be / B,  z normalised per dimension over the batch;
   loss = sum_d (1 - c_dd)^2 + lambda sum_{d != e} c_de^2
 
-Reference: Zbontar et al., Barlow Twins, arXiv:2103.03230; https://github.com/facebookresearch/barlowtwins
+Reference: Zbontar et al., Barlow Twins, arXiv:2103.03230;
+https://github.com/facebookresearch/barlowtwins
 """
 
 import chex

@@ -1,7 +1,8 @@
-"""A queue of earlier embeddings as one global array: a pointer moves, the rows stay (arXiv:1911.05722).
+"""A queue of earlier embeddings as one global array: a pointer moves, the rows stay.
 
-Rolling a queue that is spread over devices would move all of it at each step; so the oldest rows are
-overwritten where they are, which costs one gather of the new ones.
+MoCo's (arXiv:1911.05722), and SwAV's.
+Rolling a queue that is spread over devices would move all of it at each step; so the oldest rows
+are overwritten where they are, which costs one gather of the new ones.
 """
 
 from typing import NamedTuple
@@ -42,7 +43,7 @@ def enqueue(
   Raises:
     ValueError: the global batch does not divide the queue.
   """
-  new = lax.stop_gradient(all_gather(new, axis_name)).astype(rows.dtype)
+  new = lax.stop_gradient(of_all_devices(new, axis_name, queue_axis)).astype(rows.dtype)
   size = len(rows) * axis_size(queue_axis)
   if size % len(new):
     lower = max(size // len(new), 1) * len(new)
@@ -55,6 +56,18 @@ def enqueue(
   offset = (place - pointer) % size
   fresh = new[jnp.clip(offset, 0, len(new) - 1)]
   return jnp.where((offset < len(new))[:, None], fresh, rows)
+
+
+def of_all_devices(new: jax.Array, axis_name: AxisName, spread_axis: AxisName) -> jax.Array:
+  """`new` of all devices, to be written into a memory whose rows are spread over `spread_axis`.
+
+  Such a memory is written in shard_map, which must be told that these rows are equal on all
+  devices: the memory may be whole along some of `axis_name`. The caller of a whole memory may be in
+  vmap, where it cannot be said.
+  """
+  if axis_name is None or spread_axis is None:
+    return all_gather(new, axis_name)
+  return lax.all_gather(new, axis_name, axis=0, tiled=True, to='invarying')
 
 
 def advanced(pointer: jax.Array, new: int, size: int) -> jax.Array:

@@ -359,7 +359,7 @@ def transformer(
     depth: int | None = None, heads: int | None = None, hidden: int | None = None,
     length: int | None = None, types: int | None = None, embedding: int | None = None,
     dropout: float | None = None, attention_dropout: float | None = None,
-    activation: str | None = None,
+    activation: str | None = None, causal: bool | None = None,
     pool: Literal['mean', 'token', 'last'] = 'mean', attention: str = 'auto', scan: bool = False,
     remat: Literal['full', 'dots'] | None = None, dtype: Any = None,
 ) -> nn.Module:
@@ -368,7 +368,7 @@ def transformer(
   Args:
     architecture: a name in `ARCHITECTURES`.
     vocabulary, width, depth, heads, hidden, length, types, embedding, dropout, attention_dropout,
-      activation: replace those of the architecture, see `Architecture`; `hidden` follows a new
+      activation, causal: replace those of the architecture, see `Architecture`; `hidden` follows a new
       `width` in the same proportion.
     pool: what `embed` returns for a row: 'mean' of its tokens, its first 'token', or the 'last'.
     attention: 'auto', 'plain', 'xla', 'cudnn' or 'splash', see `ssl_jax.models.attention`.
@@ -388,7 +388,7 @@ def transformer(
   given = dict(
     vocabulary=vocabulary, width=width, depth=depth, heads=heads, hidden=hidden, length=length,
     types=types, embedding=embedding, dropout=dropout, attention_dropout=attention_dropout,
-    activation=activation)
+    activation=activation, causal=causal)
   a = a._replace(**{name: value for name, value in given.items() if value is not None})
   _check(a, pool, attention, scan, remat)
   return Transformer(a, pool, attention, scan, remat, dtype)

@@ -105,11 +105,24 @@ def _composed(clip_norm: float | None, *transforms) -> optax.GradientTransformat
   return optax.GradientTransformation(lambda params: chain.init(_at_least_float32(params)), update)
 
 
-def _decay(weight_decay: float, exclude: str | Predicate) -> optax.GradientTransformation:
+def _decay(
+    weight_decay: float | schedules.Schedule, exclude: str | Predicate
+) -> optax.GradientTransformation:
   _predicate(exclude)  # a wrong name is an error now, not at the first step
   return optax.add_decayed_weights(
     weight_decay, lambda tree: jax.tree.map(lambda left_alone: not left_alone,
                                             excluded(tree, exclude)))
+
+
+def _clip_each(largest: float) -> optax.GradientTransformation:
+  """Every tensor of a gradient shortened by itself where it is longer than `largest`, as in DINO's
+  code; `clip_norm` keeps the direction of the whole."""
+  def clipped(path, g):
+    norm = _norm(g, _stacked(path_name(path)))
+    return jnp.minimum(1, largest / (norm + 1e-6)).astype(g.dtype) * g
+
+  return optax.stateless(
+    lambda updates, params: jax.tree_util.tree_map_with_path(clipped, updates))
 
 
 def _norm(x: jax.Array, stacked: bool) -> jax.Array:
@@ -261,24 +274,36 @@ def adamw(
     exclude: str | Predicate = 'bias_and_norm',
     bias_correction: bool = True,
     clip_norm: float | None = None,
+    clip_per_tensor: float | None = None,
+    final_weight_decay: float | None = None,
+    steps: int | None = None,
 ) -> optax.GradientTransformation:
   """Adam with decoupled weight decay, w <- w - lr (m' / (sqrt(v') + eps) + beta w), as in torch.
 
   References: Loshchilov and Hutter 2019 (arXiv:1711.05101); the decay is multiplied by the rate.
   MAE's are b2=0.95, weight_decay=0.05. BERT's (google-research/bert, `optimization.py`) and
   ELECTRA's are bias_correction=False, epsilon=1e-6, clip_norm=1; embeddings are decayed. RoBERTa's
-  (fairseq) are b2=0.98, epsilon=1e-6, exclude='nothing'.
+  (fairseq) are b2=0.98, epsilon=1e-6, exclude='nothing'. DINO's are clip_per_tensor=3,
+  weight_decay=0.04, final_weight_decay=0.4, exclude='one_dimensional'.
 
   Args:
     bias_correction: whether m and v are divided by 1 - b^t; without it the first steps are longer,
       by (1 - b1^t) / sqrt(1 - b2^t): 3.2 times at t = 1 and 6.5 at t = 10.
+    clip_per_tensor: largest norm of each tensor of the gradient; None does not clip.
+    final_weight_decay: where the decay goes, along half a cosine, by the end of the run; None keeps it.
+    steps: of the run, for `final_weight_decay`.
     learning_rate, exclude, clip_norm: as in `lars`.
 
   Raises:
-    ValueError: an unknown `exclude`.
+    ValueError: an unknown `exclude`, or a `final_weight_decay` without `steps`.
   """
+  if final_weight_decay is not None:
+    if steps is None:
+      raise ValueError('final_weight_decay needs the number of steps of the run')
+    weight_decay = schedules.warmup_cosine(weight_decay, steps=steps, final=final_weight_decay)
   return _composed(
     clip_norm,
+    *(() if clip_per_tensor is None else (_clip_each(clip_per_tensor),)),
     _scale_by_adam(b1, b2, epsilon, bias_correction),
     _decay(weight_decay, exclude),
     optax.scale_by_learning_rate(_schedule(learning_rate)))

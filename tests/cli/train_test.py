@@ -215,7 +215,7 @@ def test_a_sharded_run_is_used_elsewhere_without_its_data(tmp_path, monkeypatch)
 
 def test_debug_nans_stops_at_the_operation(tmp_path, capsys):
   code = train(tmp_path, '--debug_nans', '--config.optimizer.name=sgd',
-               '--config.schedule.learning_rate=1e38', '--config.method.temperature=1e-38')
+               '--config.schedule.learning_rate=1e38', '--config.method.temperature=1e-39')
   jax.config.update('jax_debug_nans', False)
   assert code == 4
   assert 'Traceback' in capsys.readouterr().err

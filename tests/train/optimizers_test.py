@@ -260,3 +260,49 @@ def test_mistakes_are_explained():
       make(0.1, exclude='biases')
   with pytest.raises(ValueError, match="'sum'.*'joint', 'split'"):
     optimizers.lars(0.1, denominator='sum')
+
+
+# --- what DINO adds to AdamW ----------------------------------------------------------------------
+
+
+def dino_adamw_by_definition(params, grads, rate, *, clip, first, final, steps):
+  """Tensor by tensor: its gradient's own norm, then Adam, then a decay that follows half a cosine."""
+  w, m, v = ({k: f(x) for k, x in params.items()} for f in (np.copy, np.zeros_like, np.zeros_like))
+  for t, g_t in enumerate(grads):
+    decay = final + 0.5 * (first - final) * (1 + np.cos(np.pi * t / steps))
+    for name, g in g_t.items():
+      g = g * min(1, clip / (np.linalg.norm(g) + 1e-6))
+      m[name] = 0.9 * m[name] + 0.1 * g
+      v[name] = 0.999 * v[name] + 0.001 * g * g
+      step = m[name] / (1 - 0.9**(t + 1)) / (np.sqrt(v[name] / (1 - 0.999**(t + 1))) + 1e-8)
+      w[name] = w[name] - rate * (step + decay * w[name] * (w[name].ndim > 1))
+  return w
+
+
+def test_adamw_clips_each_tensor_and_raises_the_decay_as_dino_does():
+  params, grads = tree(0), [tree(1 + t) for t in range(10)]
+  grads = [jax.tree.map(lambda g, t=t: g * 10.**(t % 3 - 1), g) for t, g in enumerate(grads)]
+  expected = dino_adamw_by_definition(flat(params), [flat(g) for g in grads], 0.1, clip=1.5, first=0.04,
+                                      final=0.4, steps=10)
+  with jax.enable_x64(True):
+    tx = optimizers.adamw(0.1, clip_per_tensor=1.5, weight_decay=0.04, final_weight_decay=0.4, steps=10,
+                          exclude='one_dimensional')
+    last = run(tx, jax.tree.map(jnp.asarray, params), grads)[-1]
+    plain = run(optimizers.adamw(0.1, clip_norm=1.5, weight_decay=0.04, exclude='one_dimensional'),
+                jax.tree.map(jnp.asarray, params), grads)[-1]
+  for name, value in flat(last).items():
+    np.testing.assert_allclose(value, expected[name], rtol=1e-10, err_msg=name)
+    assert not np.allclose(flat(plain)[name], value, rtol=1e-3)
+
+
+def test_layers_of_a_scan_are_clipped_one_by_one():
+  g = np.stack([np.full((2, 2), 8.), np.full((2, 2), 0.01)]).astype(np.float32)
+  clip = optimizers._clip_each(1.)
+  for name, expected in (('scanned', [0.5, 0.01]), ('layer', [8 / 16, 0.01 / 16])):
+    got, _ = clip.update({name: {'kernel': g}}, clip.init(None))
+    np.testing.assert_allclose(got[name]['kernel'][:, 0, 0], expected, rtol=1e-5)
+
+
+def test_a_final_decay_needs_the_steps_of_the_run():
+  with pytest.raises(ValueError, match='number of steps'):
+    optimizers.adamw(0.1, final_weight_decay=0.4)
