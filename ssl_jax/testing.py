@@ -60,9 +60,7 @@ def check_every_parameter_gets_a_gradient(make: Make, batch: Batch) -> None:
   ts = _state(method, batch)
   params = _perturb(ts.params)
   _, grads, _ = _first_step(method, batch, ts._replace(params=params))
-  frozen = method.frozen(params, ts.step) if method.frozen else jax.tree.map(lambda _: False, grads)
-  for (path, g), f in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(frozen)):
-    assert bool(f) or bool(jnp.any(g != 0)), f'{path_name(path)} receives no gradient'
+  _assert_gradients(method, params, grads)
 
 
 def check_one_trace_and_donation(make: Make, batch: Batch) -> None:
@@ -123,8 +121,11 @@ def check_resume_is_bit_equal(make: Make, batch: Batch) -> None:
 
 
 def check_same_on_any_device_count(make: Make, batch: Batch, devices: tuple[int, ...] = (8,)) -> None:
-  """float32: the first step's loss, gradient and new method state, to 1e-5."""
+  """float32: the first step's loss, gradient and new method state, to 1e-5. Nothing to compare is an
+  error: the loss is finite, every parameter has a gradient."""
   expected = _first_step_on(make, batch, None)
+  assert np.isfinite(expected[0]), f'the loss is {expected[0]}'
+  _assert_gradients(make(local), None, expected[1])
   for n in devices:
     _assert_close(_first_step_on(make, batch, n), expected, 1e-5, f'{n} devices')
 
@@ -267,6 +268,16 @@ def _first_step_on(make: Make, batch: Batch, devices: int | None):
     partial(method.loss, key=jax.random.key(1), step=jax.device_get(ts.step)), has_aux=True))
   (loss, (state, _)), grads = grad(params, jax.device_get(ts.state), placed)
   return loss, grads, state
+
+
+def _assert_gradients(method: Method, params: PyTree, grads: PyTree) -> None:
+  """Every leaf that is not frozen at the first step has a gradient somewhere."""
+  params = grads if params is None else params
+  frozen = jax.tree.map(lambda _: False, grads)
+  if method.frozen is not None:
+    frozen = method.frozen(params, jnp.zeros((), jnp.int32))
+  for (path, g), f in zip(jax.tree_util.tree_leaves_with_path(grads), jax.tree.leaves(frozen)):
+    assert bool(f) or bool(jnp.any(g != 0)), f'{path_name(path)} receives no gradient'
 
 
 def _assert_close(got, expected, tolerance: float, where: str) -> None:
