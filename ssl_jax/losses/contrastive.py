@@ -87,7 +87,7 @@ def nt_xent(
   """
   _check_pairs(z1, z2)
   # Example-major: joining views along the rows would move rows between devices in the global view.
-  z = _scaled(jnp.stack([z1, z2], axis=1).reshape(-1, z1.shape[1]), _root(1 / temperature))
+  z = _scaled(jnp.stack([z1, z2], axis=1).reshape(-1, z1.shape[1]), (1 / temperature) ** 0.5)
   lse = self_lse(z, spread(implementation, block, z, z, axis_name)).reshape(-1, 2)
   own = _own_logits(*jnp.unstack(z.reshape(-1, 2, z.shape[1]), axis=1))
   return _mean(jnp.mean(lse, axis=1) - own, weights, axis_name)
@@ -151,7 +151,7 @@ def sup_con(
   """
   chex.assert_rank([embeddings, labels], [2, 1])
   chex.assert_equal_shape_prefix([embeddings, labels], 1)
-  z = _scaled(embeddings, _root(1 / temperature))
+  z = _scaled(embeddings, (1 / temperature) ** 0.5)
   lse, positives, count = self_sums(z, labels, spread(implementation, block, z, z, axis_name))
   count = lax.stop_gradient(count)
   counts = (count > 0).astype(lse.dtype)
@@ -205,10 +205,6 @@ def _check_pairs(a: jax.Array, b: jax.Array) -> None:
 def _scaled(x: jax.Array, scale: float | jax.Array = 1.) -> jax.Array:
   """Unit rows times `scale`, rounded once, to the dtype that x has."""
   return (l2_normalize(x) * jnp.asarray(scale, wide(x))).astype(x.dtype)
-
-
-def _root(x: float | jax.Array) -> float | jax.Array:
-  return x ** 0.5
 
 
 def _own_logits(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -20,7 +20,7 @@ from ssl_jax.losses import distillation
 from ssl_jax.memory.average import average
 from ssl_jax.memory.center import follow
 from ssl_jax.memory.schedules import schedule
-from ssl_jax.models.network import apply_views, evaluated
+from ssl_jax.models.network import apply_crops, apply_views, evaluated
 from ssl_jax.parallel import Placement, local, path_name
 from ssl_jax.types import Method, Mode, Network
 
@@ -80,19 +80,11 @@ def build(
     outputs, seen = apply_views(net, teacher['params'], teacher['state'], views, mode, key=key)
     return jax.lax.stop_gradient(jnp.stack([z for _, z in outputs], axis=1)), seen
 
-  def learn(params, state, batch, keys):
-    """(logits [B, V, K], the student's new state)."""
-    outputs = ()
-    for crops, key in zip(('views', 'local_views'), keys):
-      if crops in batch:
-        some, state = apply_views(net, params, state, batch[crops], train, key=key)
-        outputs += some
-    return jnp.stack([z for _, z in outputs], axis=1), state
-
   def loss(params, state, batch, *, key, step):
-    first, *others = jax.random.split(key, 3)
+    first, second = jax.random.split(key)
     said, seen = teach(state['teacher'], batch['views'], first)
-    guessed, new = learn(params, state['net'], batch, others)
+    outputs, new = apply_crops(net, params, state['net'], batch, train, key=second)
+    guessed = jnp.stack([z for _, z in outputs], axis=1)
     value = distillation.dino(
       guessed, said, student_temperature=student_temperature, teacher_temperature=sharpness(step),
       center=state['center'], axis_name=on_batch.axis_name)

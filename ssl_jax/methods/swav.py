@@ -21,7 +21,7 @@ from ssl_jax.losses.all_pairs import product
 from ssl_jax.losses.clustering import sinkhorn, swapped_prediction
 from ssl_jax.losses.contrastive import l2_normalize
 from ssl_jax.memory.queue import advanced, enqueue
-from ssl_jax.models.network import apply_views, evaluated
+from ssl_jax.models.network import apply_crops, evaluated
 from ssl_jax.parallel import Placement, axis_size, local
 from ssl_jax.types import Method, Mode, Network
 
@@ -91,12 +91,7 @@ def build(
     return {'rows': rows, 'pointer': advanced(pointer, new, queue)}
 
   def loss(params, state, batch, *, key, step):
-    outputs, new = (), state['net']
-    for crops in ('views', 'local_views'):
-      if crops in batch:
-        key, use = jax.random.split(key)
-        some, new = apply_views(net, params['net'], new, batch[crops], train, key=use)
-        outputs += some
+    outputs, new = apply_crops(net, params['net'], state['net'], batch, train, key=key)
     z = jnp.stack([z for _, z in outputs], axis=1)
     scores = product('bvd,dk->bvk', z, params['prototypes'])
     coded = batch['views'].shape[1]

@@ -1,7 +1,7 @@
 """Linen modules as pure functions, and the ways to run one encoder over several views or chunks."""
 
 import difflib
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -133,6 +133,18 @@ def apply_views(net: Network, params: PyTree, state: PyTree, views: jax.Array, m
     output, state = net.apply(params, state, views[:, v], mode, key=view_key)
     outputs.append(output)
   return tuple(outputs), state
+
+
+def apply_crops(net: Network, params: PyTree, state: PyTree, batch: Mapping[str, jax.Array],
+                mode: Mode, *, key: jax.Array) -> tuple[tuple, PyTree]:
+  """`apply_views` of 'views' and then, if there are any, of the smaller 'local_views': one forward
+  for each size. The outputs of all crops, the large ones first, and the state."""
+  outputs = ()
+  for field, use in zip(('views', 'local_views'), jax.random.split(key)):
+    if field in batch:
+      some, state = apply_views(net, params, state, batch[field], mode, key=use)
+      outputs += some
+  return outputs, state
 
 
 def language_method(name: str, net: Network, objective: Any, on_batch: Placement) -> Method:
