@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax import lax
+from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from ssl_jax.types import AxisName, PyTree
@@ -144,7 +145,7 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
   `jax.make_mesh` defaults to Explicit axes, on which Flax's Embed, Dropout and scans fail.
 
   Raises:
-    ValueError: the sizes do not multiply to the number of devices.
+    ValueError: the sizes do not multiply to the number of devices, or no axis spans the TPU slices.
   """
   devices = list(jax.devices() if devices is None else devices)
   shape = {'data': -1} if not shape else dict(shape)
@@ -158,7 +159,21 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
     raise ValueError(f'mesh {shape} takes {math.prod(shape.values())} devices, '
                      f'there are {len(devices)}; give one axis the size -1 to use all')
   axis_types = (AxisType.Auto,) * len(shape)
+  slices = len({getattr(device, 'slice_index', None) for device in devices})
+  if slices > 1:
+    return Mesh(_over_slices(shape, devices, slices), tuple(shape), axis_types=axis_types)
   return jax.make_mesh(tuple(shape.values()), tuple(shape), axis_types=axis_types, devices=devices)
+
+
+def _over_slices(shape: Mapping[str, int], devices: Sequence[Any], slices: int) -> np.ndarray:
+  """The devices of several TPU slices, a slice next to the other along the first axis that allows it:
+  only that axis' collectives leave the slices."""
+  axis = next((name for name, size in shape.items() if size % slices == 0), None)
+  if axis is None:
+    raise ValueError(f'mesh {dict(shape)} has no axis that {slices} slices divide')
+  within = [size // slices if name == axis else size for name, size in shape.items()]
+  between = [slices if name == axis else 1 for name in shape]
+  return mesh_utils.create_hybrid_device_mesh(within, between, devices)
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

@@ -124,3 +124,28 @@ def test_as_varying_changes_no_value_and_no_dtype():
   for name, x in tree.items():
     assert got[name].dtype == x.dtype
     np.testing.assert_array_equal(got[name][3], x)
+
+
+class _Chip:
+  """As the devices of several TPU slices look."""
+
+  platform, device_kind, process_index = 'tpu', 'TPU v5 lite', 0
+
+  def __init__(self, number: int, slice_index: int):
+    self.id, self.slice_index, self.core_on_chip = number, slice_index, 0
+    self.coords = (number % 2, number % 4 // 2, 0)
+
+
+@pytest.mark.parametrize('shape, along', [({'data': -1}, 0), ({'data': 2, 'fsdp': 4}, 0),
+                                          ({'fsdp': 1, 'data': 8}, 1)])
+def test_slices_lie_next_to_each_other_along_one_axis(shape, along):
+  """jax.make_mesh knows no several slices."""
+  chips = [_Chip(n, n // 4) for n in range(8)]
+  mesh = parallel.make_mesh(shape, chips)
+  slices = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+  assert (np.moveaxis(slices, along, 0).reshape(2, 4) == [[0] * 4, [1] * 4]).all()
+
+
+def test_slices_that_no_axis_divides():
+  with pytest.raises(ValueError, match='no axis that 3 slices divide'):
+    parallel.make_mesh({'data': 4}, [_Chip(n, n // 2 if n < 2 else n - 1) for n in range(4)])

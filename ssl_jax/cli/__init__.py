@@ -21,6 +21,7 @@ COMMANDS = {
   'report': 'one page about a run: curves, evaluation, embedding, neighbours, views',
   'pack': 'a folder of images or a TFDS dataset as shards that are read fast',
   'tokenizer': 'a vocabulary learned from text; text as shards of tokens that are read fast',
+  'plan': 'memory, work and least time of a config on a machine that is not here',
   'doctor': 'versions, devices, data and disk: is this machine ready?',
 }
 AGAIN, CONFIGURATION, DATA, NUMERICS = 42, 2, 3, 4
