@@ -1,4 +1,4 @@
-# make demo | test | test-all | lint | clean.   PYTHON=python3.12 chooses the interpreter.
+# make demo | test | test-all | budgets | lint | clean.   PYTHON=python3.12 chooses the interpreter.
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ DEMO_DIR ?= runs/demo
 # Plain CPU unless told otherwise: with libtpu installed JAX would search for a TPU at every start.
 TEST_ENV := JAX_PLATFORMS=cpu
 
-.PHONY: demo test test-all lint clean help
+.PHONY: demo test test-all budgets lint clean help
 
 help:
 	@sed -n '1p' Makefile | sed 's/^# //'
@@ -34,6 +34,10 @@ test: $(VENV)/.installed-test
 test-all: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
+
+# What the flagship configs cost when compiled for TPU slices; about half an hour on two cores.
+budgets: $(VENV)/.installed-test
+	$(TEST_ENV) $(BIN)/python -m benchmarks.budgets
 
 lint: $(VENV)/.installed-test
 	$(BIN)/ruff check .

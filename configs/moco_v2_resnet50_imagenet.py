@@ -10,7 +10,7 @@ Recipe: a queue of 65,536 keys, key encoder with momentum 0.999, SGD with 0.03 a
 decay 1e-4 on everything, 200 epochs. BatchNorm sees groups of 32 images, as on the reference's 8
 GPUs, drawn anew for queries and keys. The reference changes its cosine once per epoch, here it is
 smooth; v1's rate falls to a tenth after 120 and 160 epochs there, here it is the same cosine.
-Cost: not run by us. The paper of v1 needed 53 hours on 8 GPUs for its 200 epochs (from memory).
+Cost: not run by us. 53 hours on 8 V100 GPUs for 200 epochs (facebookresearch/moco, README).
 Expected: linear top-1 of 67.5 +- 0.1 % (v1: 60.8 +- 0.2 %) after 200 epochs, the mean of five runs
 in the reference's README, and 71.1 % after 800. Not reproduced by us.
 Variants: `:v1`; `:local`, 100 epochs on one accelerator (61.5 % in lightly's README, not reproduced

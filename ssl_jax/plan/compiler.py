@@ -1,8 +1,9 @@
 """Compiles for machines that are not there: TPU slices with libtpu, GPUs with XLA's CUDA plugin."""
 
+import contextlib
 import importlib.util
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -103,11 +104,23 @@ def compiled(traced: jax.stages.Traced) -> jax.stages.Compiled:
     DoesNotFit: with the compiler's words.
   """
   try:
-    return traced.lower().compile()
+    with _without_cache():
+      return traced.lower().compile()
   except jax.errors.JaxRuntimeError as error:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     raise DoesNotFit(str(error)) from error
+
+
+@contextlib.contextmanager
+def _without_cache() -> Iterator[None]:
+  """JAX would keep the program on disk, and could not read it again without the device."""
+  least = jax.config.jax_persistent_cache_min_compile_time_secs
+  jax.config.update('jax_persistent_cache_min_compile_time_secs', float('inf'))
+  try:
+    yield
+  finally:
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', least)
 
 
 def memory_of(program: jax.stages.Compiled) -> Memory:

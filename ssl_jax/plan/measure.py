@@ -4,6 +4,7 @@ import re
 import time
 from typing import NamedTuple
 
+import jax
 from ml_collections import ConfigDict
 
 from ssl_jax import build
@@ -19,6 +20,7 @@ class Plan(NamedTuple):
   """What a train step costs; all figures are of one device and one step unless they say otherwise.
 
   target, hosts, batch_size (global), steps (of the whole run).
+  parameters: that a gradient trains, of the whole model.
   memory: None if the compiler found no room.
   shortage: its words then.
   counts, bound: None then too.
@@ -33,6 +35,7 @@ class Plan(NamedTuple):
   hosts: int
   batch_size: int
   steps: int
+  parameters: int
   useful: float
   memory: Memory | None = None
   shortage: str = ''
@@ -90,29 +93,26 @@ def measure(config: ConfigDict, shape: build.Shape, target: Target) -> Plan:
   """
   devices = compiler.devices(target)
   experiment = build.abstract(config, shape, devices)
-  traced = _traced(experiment, config)
+  program = experiment.program(config)
+  traced = program.step.trace(program.state, program.batch)
   plan = Plan(target, compiler.hosts(devices), config.batch_size, experiment.steps,
+              parameters=sum(x.size for x in jax.tree.leaves(program.state.params)),
               useful=_useful(config, shape, devices, traced, target) / len(devices))
   began = time.monotonic()
   try:
-    program = compiler.compiled(traced)
+    executable = compiler.compiled(traced)
   except DoesNotFit as error:
     return plan._replace(shortage=str(error), compile_seconds=time.monotonic() - began)
   seconds = time.monotonic() - began
-  parsed = hlo.parse(program.as_text())
+  parsed = hlo.parse(executable.as_text())
   totals, works = counts.count(parsed, compiler.islands(experiment.mesh, target))
   if not target.is_tpu:  # convolutions and products are calls of libraries, which tell nothing
     totals = totals._replace(flops=_flops(traced, target) / len(devices))
   bound = roofline(totals.flops, totals.moved, totals.collectives, target)
   chip = target.chip
   works.sort(key=lambda w: -w.times * max(w.flops / chip.flops, w.moved / chip.hbm))
-  return plan._replace(memory=compiler.memory_of(program), counts=totals, bound=bound,
+  return plan._replace(memory=compiler.memory_of(executable), counts=totals, bound=bound,
                        works=tuple(works), program=parsed, compile_seconds=seconds)
-
-
-def _traced(experiment: build.Experiment, config: ConfigDict):
-  program = experiment.program(config)
-  return program.step.trace(program.state, program.batch)
 
 
 def _flops(traced, target: Target) -> float:
@@ -123,7 +123,8 @@ def _useful(config: ConfigDict, shape: build.Shape, devices, traced, target: Tar
   """FLOPs over all devices of the step in which nothing is computed twice to save memory."""
   plain = without_recomputation(config)
   if plain is not config:
-    traced = _traced(build.abstract(plain, shape, devices), plain)
+    program = build.abstract(plain, shape, devices).program(plain)
+    traced = program.step.trace(program.state, program.batch)
   return _flops(traced, target)
 
 

@@ -18,7 +18,8 @@ def text(plan: Plan, config_name: str, data: str) -> str:
   lines = [f'{config_name} on {target.name} ({target.note})',
            f'  data: {data}',
            f'  batch {plan.batch_size:,}, {plan.batch_size / target.devices:,.4g} per device; '
-           f'{plan.steps:,} steps; compiled in {plan.compile_seconds:.0f} s', '']
+           f'{plan.steps:,} steps; {plan.parameters / 1e6:.2f} M parameters; compiled in '
+           f'{plan.compile_seconds:.0f} s', '']
   lines += _memory(plan)
   if plan.counts is not None:
     lines += ['', *_work(plan), '', *_roofline(plan)]
@@ -133,8 +134,8 @@ def as_json(plan: Plan, config_name: str, data: str) -> dict[str, Any]:
   out = dict(
     config=config_name, topology=plan.target.name, note=plan.target.note, data=data,
     chips=plan.target.chips, devices=plan.target.devices, batch_size=plan.batch_size,
-    steps=plan.steps, fits=plan.fits, memory_of_device=plan.target.chip.memory,
-    compile_seconds=round(plan.compile_seconds, 1))
+    steps=plan.steps, parameters=plan.parameters, fits=plan.fits,
+    memory_of_device=plan.target.chip.memory, compile_seconds=round(plan.compile_seconds, 1))
   if not math.isinf(plan.free):
     out['bytes_left'] = plan.free
   if plan.memory is None:
