@@ -73,6 +73,7 @@ class _Walker:
 
   def __init__(self, program: Program, islands: np.ndarray):
     self._program, self._islands, self.unknown_loops = program, islands, 0
+    self._begun: set[str] = set()  # channels of collectives
 
   def computation(self, c: Computation, times: float, known: bool) -> Iterator[Work]:
     for instruction in c.instructions.values():
@@ -101,9 +102,14 @@ class _Walker:
   def _work(self, c: Computation, instruction: Instruction, times: float, known: bool) -> Work:
     inside = self._inside(c, instruction)
     flops = sum(_flops(where, one) for where, one in inside)
+    new = [one for _, one in inside if _kind(one) and _channel(one) not in self._begun]
+    # A collective that goes on beside other work is written into each operation that it goes on in.
+    under_way = {array[:2] for _, one in inside if _kind(one) and one not in new
+                 for array in one.arrays}
+    self._begun |= {_channel(one) for one in new}
     declared = instruction.setting('bytes_accessed') if instruction.opcode == 'custom-call' else None
-    moved = float(declared) if declared else self._moved(c, instruction)
-    collectives = tuple(self._collective(one) for _, one in inside if _kind(one))
+    moved = float(declared) if declared else self._moved(c, instruction, under_way)
+    collectives = tuple(self._collective(one) for one in new)
     cycles = float(instruction.setting('estimated_cycles') or 0)
     return Work(instruction, flops, moved, cycles, times, known, collectives)
 
@@ -117,13 +123,14 @@ class _Walker:
 
   # --- bytes --------------------------------------------------------------------------------------
 
-  def _moved(self, c: Computation, instruction: Instruction) -> float:
+  def _moved(self, c: Computation, instruction: Instruction, under_way: set) -> float:
     if instruction.opcode in ('copy-start', 'slice-start'):
       return _transfer(instruction)
     fused = instruction.opcode == 'fusion'
     body = self._program.computations[instruction.called('calls')] if fused else None
     read = sum(self._read(c, instruction, index, body) for index in _distinct(instruction.operands))
-    return read + self._written(c, instruction, body)
+    passed = _in_hbm([array for array in instruction.arrays if array[:2] in under_way])
+    return max(0.0, read + self._written(c, instruction, body) - 2 * passed)
 
   def _read(self, c: Computation, instruction: Instruction, index: int,
             body: Computation | None) -> float:
@@ -238,6 +245,14 @@ def _kind(instruction: Instruction) -> str | None:
     return between[1].lower().replace('_', '-') if between else None
   name = instruction.opcode.removesuffix('-start')
   return name if name in COLLECTIVES else None
+
+
+def _channel(instruction: Instruction) -> str:
+  """The same for all parts of a collective that libtpu does beside other work."""
+  found = re.search(r'channel_id=(\d+)', instruction.attributes)
+  if not found or 'async_collective_fusion_config' not in instruction.attributes:
+    return instruction.name
+  return f'{found[1]} {[array[:2] for array in instruction.arrays]}'
 
 
 def _in_hbm(arrays: Sequence[Array]) -> float:

@@ -152,3 +152,33 @@ def test_sources_of_operations():
   program = hlo.parse(compiled(f, (64, 64)).as_text())
   works = count(program)[1]
   assert any('counts_test.py' in program.source(work.instruction, 'counts_test') for work in works)
+
+
+SPLIT = '''HloModule m, is_scheduled=true
+
+%part (p: f32[8,128], q: f32[64,128]) -> (f32[8,128], f32[64,128]) {
+  %p = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %q = f32[64,128]{1,0:T(8,128)} parameter(1)
+  %g = f32[64,128]{1,0:T(8,128)} all-gather(%p), channel_id=1, replica_groups={{GROUP}}, CONFIG
+  ROOT %t = (f32[8,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}) tuple(%p, %g)
+}
+
+ENTRY %main (x: f32[8,128], y: f32[64,128]) -> f32[64,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %y = f32[64,128]{1,0:T(8,128)} parameter(1)
+  %a = (f32[8,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}) fusion(%x, %y), kind=kCustom, calls=%part
+  %b = f32[64,128]{1,0:T(8,128)} get-tuple-element(%a), index=1
+  %c = (f32[8,128]{1,0:T(8,128)}, f32[64,128]{1,0:T(8,128)}) fusion(%x, %b), kind=kCustom, calls=%part
+  ROOT %d = f32[64,128]{1,0:T(8,128)} get-tuple-element(%c), index=1
+}
+'''
+
+
+def test_a_collective_beside_other_work_counts_once():
+  """libtpu writes it into each operation that it goes on in."""
+  text = SPLIT.replace('GROUP', '0,1,2,3,4,5,6,7').replace(
+    'CONFIG', 'backend_config={"async_collective_fusion_config":{"flag_start":"1"}}')
+  totals, works = count(hlo.parse(text), [0] * 8)
+  gathered, = totals.collectives
+  assert (gathered.kind, gathered.size, gathered.times) == ('all-gather', 64 * 128 * 4, 1)
+  assert works[1].moved < works[0].moved
