@@ -21,7 +21,8 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--workdir', metavar='FOLDER', default='.', help='where runs will be written')
   args, _ = parser.read(argv)
   problems = []
-  for title, check in (('versions', _versions), ('devices', _devices), ('data', _data),
+  for title, check in (('versions', _versions), ('processes', _processes),
+                       ('devices', _devices), ('data', _data),
                        ('disk', lambda: _disk(pathlib.Path(args.workdir).expanduser())),
                        ('compilation cache', _cache)):
     try:
@@ -49,6 +50,15 @@ def _versions() -> list[str]:
     raise ModuleNotFoundError(f'not installed: {", ".join(missing)}; pip install '
                               f'{" ".join(missing)}')
   return lines
+
+
+def _processes() -> list[str]:
+  from ssl_jax.cli import hosts
+  place = hosts.find()
+  if place is None:
+    return ['one: `train` started here runs on this machine alone']
+  return [f'number {place.process} of {place.processes}, says {place.source}; process 0 is reached '
+          f'at {place.coordinator}']
 
 
 def _devices() -> list[str]:

@@ -5,6 +5,7 @@ import pathlib
 import numpy as np
 
 from ssl_jax import build, runs
+from ssl_jax.cli import hosts
 from ssl_jax.cli.options import Parser
 from ssl_jax.cli.setup import use_compilation_cache
 from ssl_jax.cli.text_evaluation import embed_documents, is_text
@@ -31,6 +32,7 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--step', type=int, help='which checkpoint; default the newest')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache')
   args, _ = parser.read(argv)
+  hosts.note_alone()
   if not args.workdir or not args.output:
     parser.error('needs --workdir=FOLDER and --output=FILE')
   output = pathlib.Path(args.output).expanduser()

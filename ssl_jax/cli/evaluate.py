@@ -11,6 +11,7 @@ import jax
 import numpy as np
 
 from ssl_jax import runs
+from ssl_jax.cli import hosts
 from ssl_jax.cli.image_text_evaluation import evaluate_image_text, is_image_text
 from ssl_jax.cli.material import material
 from ssl_jax.cli.options import Parser
@@ -50,6 +51,7 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--fractions', action='store_true', help='also 1 %% and 10 %% of the labels')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache')
   args, _ = parser.read(argv)
+  hosts.note_alone()
   if not args.workdir:
     parser.error('needs --workdir=FOLDER')
   if args.seed < 0:

@@ -10,10 +10,11 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
-import numpy as np
+from jax.experimental import multihost_utils
 
 from ssl_jax import __version__, build, runs
-from ssl_jax.cli import AGAIN
+from ssl_jax.cli import AGAIN, agreement, hosts
+from ssl_jax.cli.meeting import MissingError
 from ssl_jax.cli.monitor import Monitor
 from ssl_jax.cli.options import Parser, fields
 from ssl_jax.cli.setup import Profiler, StopOnSignal, use_compilation_cache
@@ -59,6 +60,7 @@ def run(argv: list[str]) -> int:
                       'operation that makes the first NaN (slow)')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache; default in the '
                       "user's cache folder, 'none' switches it off")
+  hosts.add_options(parser)
   args, config = parser.read(argv)
   if config is None or not args.workdir:
     parser.error('needs --config=FILE.py and --workdir=FOLDER')
@@ -68,6 +70,21 @@ def run(argv: list[str]) -> int:
     profile=_profile(parser, args.profile), command=('train', *argv))
   use_compilation_cache(args.cache_dir)
   jax.config.update('jax_debug_nans', args.debug_nans)
+  try:
+    place = hosts.find(args.coordinator, args.processes, args.process, args.coordinator_port)
+  except MissingError as error:
+    return hosts.start_again(error)
+  if place is None:
+    return train(config, options)
+  return hosts.run(place, lambda: _train_together(config, options))
+
+
+def _train_together(config, options: Options) -> int:
+  """`train` on several processes, once it is certain that all mean the same."""
+  meant = {name: value for name, value in options._asdict().items()
+           if name not in ('workdir', 'command')}
+  agreement.agree('run', agreement.facts(config, meant))
+  agreement.check_workdir(options.workdir)
   return train(config, options)
 
 
@@ -75,6 +92,8 @@ def train(config, options: Options) -> int:
   """Trains and returns the exit code."""
   began = time.monotonic()
   experiment = build.experiment(config)
+  if jax.process_count() > 1:
+    agreement.agree('data and devices', _material(config, experiment))
   program = experiment.program(config)
   compiled_step = _start_compiling(program)
   writers = []
@@ -83,15 +102,16 @@ def train(config, options: Options) -> int:
     for writer in writers:
       writer(k, numbers)
 
+  first = jax.process_index() == 0
   monitor = Monitor(config, experiment, write, lambda text: progress.say(text))
   checkpoints, step, ts = _start(config, options, experiment, program)
   progress = Progress(experiment.steps, start=step, batch_size=config.batch_size,
-                      every=config.log_every)
+                      every=config.log_every, stream=None if first else open(os.devnull, 'w'))
   progress.say(_headline(config, experiment, step, ts))
   if hasattr(experiment.source, 'report'):
     progress.say(experiment.source.report())
   writers += _writers(options.workdir, step)
-  profiler = Profiler(options.profile, options.workdir / 'profile')
+  profiler = Profiler(options.profile if first else None, options.workdir / 'profile')
 
   def report(k, metrics):
     if k == step:
@@ -116,14 +136,14 @@ def train(config, options: Options) -> int:
     return timed
 
   profiler(step)
-  with StopOnSignal(progress.say) as stop:
+  with (StopOnSignal if jax.process_count() == 1 else hosts.StopTogether)(progress.say) as stop:
     try:
       ts = fit(compiled_step(), ts, global_batches(config, experiment, program, step),
                steps=experiment.steps, report=report, stop=stop, patience=config.patience,
                callbacks=[Every(config.evaluate.health_every, apart(monitor.health)),
                           Every(config.evaluate.every, apart(monitor.evaluate)),
                           Every(config.checkpoint.every, apart(save))])
-      if stop() and int(ts.step) not in checkpoints.steps():
+      if stop() and checkpoints.latest() != int(ts.step):
         save(int(ts.step), ts)
     except NonFiniteError as error:
       save(int(error.state.step), error.state)
@@ -134,6 +154,15 @@ def train(config, options: Options) -> int:
       for thing in (profiler, progress, *writers):
         thing.close()
   return _finish(options.workdir, int(ts.step), experiment.steps)
+
+
+def _material(config, experiment) -> dict[str, str]:
+  """What must be equal on all hosts once the data are open."""
+  kinds = [device.device_kind for device in jax.local_devices()]
+  return {'devices': f'{len(kinds)} x {kinds[0]}',
+          **fingerprint(experiment.source, batch_size=config.batch_size, seed=config.seed),
+          **{f'field {name!r}': f'{x.dtype}{list(x.shape)}'
+             for name, x in experiment.batch.items()}}
 
 
 def _start_compiling(program) -> Callable:
@@ -156,9 +185,10 @@ def _start(config, options: Options, experiment, program):
   workdir = options.workdir
   if options.resume == 'never':
     _move_aside(workdir)
+    multihost_utils.sync_global_devices('moved aside')
   workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(workdir / runs.CHECKPOINTS, keep_last=config.checkpoint.keep)
-  if not checkpoints.steps():
+  if checkpoints.latest() is None:
     if isinstance(options.resume, int):
       raise ConfigError(f'--resume={options.resume}: {workdir} has no checkpoints')
     _write_start(options, config, experiment)
@@ -218,7 +248,7 @@ def _refuse_changes(config, options: Options, experiment, saved: dict) -> None:
               and key.split('.')[0] not in FREE]
   changed = [text for text in changed if text]
   for key, what in (('cores', 'visible cores'), ('jax', 'version of jax')):
-    if saved[key] != now[key]:
+    if saved[key] != now[key] and jax.process_index() == 0:
       print(f'note: the {what} changed from {saved[key]} to {now[key]}; results continue, but not '
             f'bit for bit', file=sys.stderr)
   if changed and not options.allow_changes:
@@ -264,8 +294,11 @@ def global_batches(config, experiment, program, start: int):
   """Global arrays, the rows of each device taken from the host it belongs to."""
   sharding = program.batch['id'].sharding
   rows = local_rows(sharding, config.batch_size)
-  for batch in batches(experiment.source, batch_size=config.batch_size, seed=config.seed,
-                       start=start, rows=rows, workers=config.workers):
+  for k, batch in enumerate(batches(experiment.source, batch_size=config.batch_size,
+                                    seed=config.seed, start=start, rows=rows,
+                                    workers=config.workers)):
+    if k == 0 and jax.process_count() > 1:
+      agreement.check_batch(batch, len(rows))
     yield to_global(batch, sharding, config.batch_size)
 
 
@@ -286,11 +319,14 @@ def _headline(config, experiment, step: int, ts) -> str:
 
 
 def _write_bad_ids(path: pathlib.Path, error: NonFiniteError) -> None:
-  ids = [np.asarray(batch).tolist() for batch in error.ids]
-  path.write_text(json.dumps({'step': error.step, 'example_ids': ids}) + '\n')
+  ids = [multihost_utils.process_allgather(batch, tiled=True).tolist() for batch in error.ids]
+  if jax.process_index() == 0:
+    path.write_text(json.dumps({'step': error.step, 'example_ids': ids}) + '\n')
 
 
 def _finish(workdir: pathlib.Path, step: int, steps: int) -> int:
+  if jax.process_index() > 0:
+    return 0 if step == steps else AGAIN
   if step < steps:
     print(f'stopped at step {step} of {steps}, saved; the same command continues', file=sys.stderr)
     return AGAIN
