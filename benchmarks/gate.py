@@ -3,8 +3,9 @@
   python -m benchmarks.gate --workdir=runs/gate [--methods simclr byol ...]
 
 Resumable: finished runs are not repeated, an interrupted one continues. Accuracy with 10 labels per
-class must be at least 0.04 above the random encoder's of the same seed on every seed, and not on the
-control (benchmarks/shuffled_positives.py: views, labels and ids that do not belong together).
+class must be at least 0.04 above the random encoder's of the same seed on every seed, and as much above
+the gain of the control (benchmarks/shuffled_positives.py: views, labels and ids that do not belong
+together).
 """
 
 import argparse
@@ -68,13 +69,16 @@ def main() -> int:
   print('|' + '---|' * 9)
   failed = []
   for method in args.methods:
+    gains = []
     for seed in SEEDS:
       line, gain = row(method, f'seed {seed}', result(method, seed, False, args.workdir, extra))
       print(line, flush=True)
       failed += [f'{method}, seed {seed}'] if gain < GATE else []
+      gains.append(gain)
     line, gain = row(method, 'control', result(method, 0, True, args.workdir, extra))
     print(line, flush=True)
-    failed += [f"{method}'s control"] if gain >= GATE else []
+    # Wrong positives still spread the images, which some methods turn into a few points.
+    failed += [f'{method} is too close to its control'] if min(gains) - gain < GATE else []
   print(f'FAILED: {"; ".join(failed)}' if failed else 'passed')
   return 1 if failed else 0
 
