@@ -19,8 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ssl_jax.models.attention import IMPLEMENTATIONS, attention
-from ssl_jax.models.dropout import dropout_factors
+from ssl_jax.models.attention import IMPLEMENTATIONS, KEPT, attention
+from ssl_jax.models.dropout import drop_rows, dropout_factors
 from ssl_jax.types import TEXT_INPUTS, Mode
 
 REMAT = (None, 'full', 'dots')
@@ -156,7 +156,9 @@ class Transformer(nn.Module):
   def _remat(self, block):
     if self.remat is None:
       return block
-    policy = jax.checkpoint_policies.dots_with_no_batch_dims_saveable
+    policies = jax.checkpoint_policies
+    policy = policies.save_from_both_policies(
+      policies.dots_with_no_batch_dims_saveable, policies.save_only_these_names(KEPT))
     return nn.remat(block, prevent_cse=not self.scan,
                     policy=None if self.remat == 'full' else policy)
 
@@ -221,8 +223,7 @@ class Block(nn.Module):
       q, k = (_rotated(x, rotation) for x in (q, k))
     drop = None
     if a.attention_dropout and drops(self.mode):
-      shape = (batch, a.heads, length, length)
-      drop = dropout_factors(_dropout_key(self), shape, a.attention_dropout, self.mode)
+      drop = drop_rows(_dropout_key(self), batch, a.attention_dropout, self.mode)
     y = attention(q, k, v, segments=segments, causal=a.causal, window=self.window, drop=drop,
                   implementation=self.attention, mesh=self.mode.mesh)
     return self._residual('proj')(y.reshape(h.shape))

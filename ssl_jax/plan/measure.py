@@ -23,6 +23,7 @@ class Plan(NamedTuple):
   parameters: that a gradient trains, of the whole model.
   memory: None if the compiler found no room.
   shortage: its words then.
+  accessed: bytes by XLA's own count, 0 where it has none; see `counts` for how it differs.
   counts, bound: None then too.
   useful: FLOPs of the step without recomputation (the config without remat and microbatch), a
     device's share of them.
@@ -39,6 +40,7 @@ class Plan(NamedTuple):
   useful: float
   memory: Memory | None = None
   shortage: str = ''
+  accessed: float = 0.0
   counts: Counts | None = None
   bound: Roofline | None = None
   works: tuple[Work, ...] = ()
@@ -111,8 +113,9 @@ def measure(config: ConfigDict, shape: build.Shape, target: Target) -> Plan:
   bound = roofline(totals.flops, totals.moved, totals.collectives, target)
   chip = target.chip
   works.sort(key=lambda w: -w.times * max(w.flops / chip.flops, w.moved / chip.hbm))
-  return plan._replace(memory=compiler.memory_of(executable), counts=totals, bound=bound,
-                       works=tuple(works), program=parsed, compile_seconds=seconds)
+  accessed = (executable.cost_analysis() or {}).get('bytes accessed', 0.0)
+  return plan._replace(memory=compiler.memory_of(executable), accessed=accessed, counts=totals,
+                       bound=bound, works=tuple(works), program=parsed, compile_seconds=seconds)
 
 
 def _flops(traced, target: Target) -> float:

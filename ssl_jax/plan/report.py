@@ -53,7 +53,9 @@ def _work(plan: Plan) -> list[str]:
   lines = ['work of a step per device',
            f'  arithmetic: {_amount(c.flops, "FLOP")} executed, {_amount(plan.useful, "FLOP")} useful'
            f'{again}',
-           f'  HBM: {_amount(c.moved, "B")} read and written']
+           f'  HBM: {_amount(c.moved, "B")} read and written'
+           + (f' (XLA, which counts on-chip memory and each loop once: {_amount(plan.accessed, "B")})'
+              if plan.accessed else '')]
   found = collectives(plan)
   for kind, (runs, moved) in found.items():
     lines.append(f'  {kind}: {runs:,.0f} runs, {_amount(moved, "B")} arrive')
@@ -112,7 +114,27 @@ def explain(plan: Plan, inside: str = 'ssl_jax', count: int = 10) -> str:
     arithmetic, memory = work.flops / chip.flops, work.moved / chip.hbm
     lines.append(f'  {work.times * max(arithmetic, memory) * 1e3:8.3f} ms in {work.times:.0f} runs, by '
                  f'{"arithmetic" if arithmetic > memory else "HBM":<10} {_where(plan, work, inside)}')
+  lines += ['', 'by part: time at the peaks, one operation after the other; share of the HBM bytes']
+  lines += [f'  {name:<28} {seconds * 1e3:9.3f} ms  {share:6.1%}'
+            for name, (seconds, share) in parts(plan).items()]
   return '\n'.join(lines)
+
+
+def parts(plan: Plan) -> dict[str, tuple[float, float]]:
+  """{'ssl_jax/models': (seconds, share of all HBM bytes), ...}, dearest first.
+
+  Seconds are the sum over operations of the larger of arithmetic and HBM at their peaks. What the
+  compiler made itself, mostly copies between HBM and the chip, has no source.
+  """
+  chip, found = plan.target.chip, defaultdict(lambda: [0.0, 0.0])
+  for work in plan.works:
+    source = plan.program.source(work.instruction, 'ssl_jax/')
+    inside = source[source.rindex('ssl_jax/'):].split(':')[0] if 'ssl_jax/' in source else ''
+    part = found[inside.rpartition('/')[0] or 'made by the compiler']
+    part[0] += work.times * max(work.flops / chip.flops, work.moved / chip.hbm)
+    part[1] += work.times * work.moved / max(plan.counts.moved, 1)
+  return {name: (seconds, share)
+          for name, (seconds, share) in sorted(found.items(), key=lambda item: -item[1][0])}
 
 
 def _largest(work: Work) -> float:
@@ -143,7 +165,8 @@ def as_json(plan: Plan, config_name: str, data: str) -> dict[str, Any]:
   c, b = plan.counts, plan.bound
   return out | dict(
     memory=plan.memory._asdict() | dict(peak=plan.memory.peak),
-    flops=c.flops, useful_flops=plan.useful, hbm_bytes=c.moved, compiler_cycles=c.cycles,
+    flops=c.flops, useful_flops=plan.useful, hbm_bytes=c.moved, xla_bytes_accessed=plan.accessed,
+    compiler_cycles=c.cycles,
     unknown_loops=c.unknown_loops,
     collectives={kind: dict(runs=runs, bytes=moved)
                  for kind, (runs, moved) in collectives(plan).items()},

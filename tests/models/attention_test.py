@@ -13,6 +13,8 @@ import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
 
 from ssl_jax.models.attention import attention
+from ssl_jax.models.dropout import Drop
+from ssl_jax.parallel import make_mesh
 
 # 256 tokens in three documents and padding, for the TPU kernel: its length is a multiple of 128.
 DOCUMENTS = np.array([[1] * 100 + [2] * 60 + [3] * 70 + [0] * 26, [1] * 256], np.int32)
@@ -66,7 +68,7 @@ def test_half_precision_has_a_softmax_in_float32():
 
 
 @each_mask
-@pytest.mark.parametrize('implementation', ['plain', 'xla', 'auto'])
+@pytest.mark.parametrize('implementation', ['plain', 'rows', 'xla', 'auto'])
 def test_documents_causality_and_windows(seen, implementation):
   q, k, v = (x.astype(np.float32) for x in operands(8, 8))
   segments = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1] * 8], np.int32)
@@ -75,19 +77,53 @@ def test_documents_causality_and_windows(seen, implementation):
   np.testing.assert_allclose(got, expected(q, k, v, segments, **seen), atol=2e-6)
 
 
-def test_dropped_weights_are_not_normalised_again():
+DROP = Drop(jax.random.key(3), .25, jnp.arange(7, 9, dtype=jnp.uint32))
+
+
+@pytest.mark.parametrize('implementation', ['auto', 'plain', 'rows'])
+def test_dropped_weights_are_not_normalised_again(implementation):
   q, k, v = operands()
-  drop = np.random.default_rng(1).integers(0, 2, (2, 3, 5, 6)) * 2.
   with jax.enable_x64(True):
-    got = attention(*map(jnp.asarray, (q, k, v, )), drop=jnp.asarray(drop), implementation='auto')
+    drop = np.asarray(DROP.factors((3, 5, 6)))
+    got = attention(*map(jnp.asarray, (q, k, v)), drop=DROP, implementation=implementation)
+  assert 0 < (drop == 0).sum() < drop.size
   np.testing.assert_allclose(got, expected(q, k, v, drop=drop), rtol=1e-12)
 
 
 @pytest.mark.parametrize('implementation', ['xla', 'cudnn', 'splash'])
-def test_only_the_plain_form_drops(implementation):
+def test_only_the_plain_forms_drop(implementation):
   q, k, v = map(jnp.asarray, operands())
-  with pytest.raises(ValueError, match=f'needs the implementation plain, not {implementation}'):
-    attention(q, k, v, drop=jnp.ones((2, 3, 5, 6)), implementation=implementation)
+  with pytest.raises(ValueError, match=f'implementation plain or rows, not {implementation}'):
+    attention(q, k, v, drop=DROP, implementation=implementation)
+
+
+@pytest.mark.parametrize('mesh', [None, {'data': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}], ids=str)
+def test_row_by_row_equals_plain_attention(mesh):
+  """Value and gradient, 16 rows of 12 tokens, on one device and spread."""
+  mesh = mesh and make_mesh(mesh)
+  rng = np.random.default_rng(0)
+  q, k, v, g = rng.normal(size=(4, 16, 12, 2, 4)).astype(np.float32)
+  segments = rng.integers(0, 3, (16, 12))
+  drop = Drop(jax.random.key(1), .1, jnp.arange(16, dtype=jnp.uint32))
+
+  def run(implementation, mesh):
+    total = lambda *qkv: (attention(*qkv, segments=jnp.asarray(segments), causal=True, drop=drop,
+                                    implementation=implementation, mesh=mesh) * g).sum()
+    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
+
+  close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, run('rows', mesh), run('plain', None))
+
+
+def test_long_rows_with_dropout_go_one_by_one_on_a_tpu():
+  def loops(length, platform):
+    shapes = [jax.ShapeDtypeStruct((4, length, 2, 64), jnp.bfloat16)] * 3
+    drop = Drop(jax.random.key(0), .1, jnp.arange(4, dtype=jnp.uint32))
+    return jax.jit(partial(attention, implementation='auto', drop=drop)).trace(*shapes).lower(
+      lowering_platforms=(platform,)).as_text().count('stablehlo.while')
+
+  assert loops(512, 'tpu') == 0 < loops(1024, 'tpu')
+  assert loops(512, 'cpu') == loops(1024, 'cpu')  # those of the random numbers
 
 
 def test_wrong_arguments_are_refused():
@@ -123,6 +159,8 @@ import jax, jax.numpy as jnp
 from jax.experimental import topologies
 from jax.sharding import NamedSharding, PartitionSpec as P
 from ssl_jax.models.attention import attention
+from ssl_jax.models.dropout import Drop
+from ssl_jax.parallel import make_mesh
 from ssl_jax.parallel import make_mesh
 def compiled(name, bounds, shape, **kwargs):
   devices = topologies.get_topology_desc(
