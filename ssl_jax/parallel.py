@@ -166,14 +166,16 @@ def make_mesh(shape: Mapping[str, int] | None = None, devices: Sequence[Any] | N
 
 
 def _over_slices(shape: Mapping[str, int], devices: Sequence[Any], slices: int) -> np.ndarray:
-  """The devices of several TPU slices, a slice next to the other along the first axis that allows it:
-  only that axis' collectives leave the slices."""
-  axis = next((name for name, size in shape.items() if size % slices == 0), None)
+  """The devices of several TPU slices, a slice next to the other along one axis, of those that hold the
+  batch if they allow it: only that axis' collectives leave the slices."""
+  names = sorted(shape, key=lambda name: name not in BATCH_AXES)
+  axis = next((name for name in names if shape[name] % slices == 0), None)
   if axis is None:
     raise ValueError(f'mesh {dict(shape)} has no axis that {slices} slices divide')
   within = [size // slices if name == axis else size for name, size in shape.items()]
   between = [slices if name == axis else 1 for name in shape]
-  return mesh_utils.create_hybrid_device_mesh(within, between, devices)
+  return mesh_utils.create_hybrid_device_mesh(within, between, devices,
+                                              allow_split_physical_axes=True)
 
 
 def batch_axes(mesh: Mesh) -> tuple[str, ...]:

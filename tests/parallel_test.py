@@ -137,7 +137,8 @@ class _Chip:
 
 
 @pytest.mark.parametrize('shape, along', [({'data': -1}, 0), ({'data': 2, 'fsdp': 4}, 0),
-                                          ({'fsdp': 1, 'data': 8}, 1)])
+                                          ({'fsdp': 1, 'data': 8}, 1),
+                                          ({'tensor': 2, 'data': 4}, 1)])
 def test_slices_lie_next_to_each_other_along_one_axis(shape, along):
   """jax.make_mesh knows no several slices."""
   chips = [_Chip(n, n // 4) for n in range(8)]

@@ -26,7 +26,7 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--examples', type=int, metavar='N', help='in the training data, where these are '
                       'not on this machine')
   parser.add_argument('--explain', action='store_true', help='also the largest arrays and the dearest '
-                      'operations, by source line')
+                      'operations, by source line (--json has the costs by part in any case)')
   parser.add_argument('--fit', action='store_true', help='search for the largest batch per device that '
                       'fits (some compilations)')
   for name, text in search.SETTINGS.items():
@@ -40,6 +40,11 @@ def run(argv: list[str]) -> int:
     parser.error('needs --config=FILE.py and --topology=NAME, such as --topology=v5e-16')
   if args.sweep and (args.fit or args.topology):
     parser.error('--sweep names its machines itself and does not search; leave out --topology, --fit')
+  if args.explain and (args.fit or args.sweep):
+    parser.error('--explain is about one program; leave out --fit or --sweep, or ask again for the '
+                 'setting they find')
+  if args.examples is not None and args.examples < 1:
+    parser.error(f'--examples must be at least 1, got {args.examples}')
   kinds = [name for name in search.SETTINGS if getattr(args, name)]
   if kinds and not args.fit:
     parser.error(f'--{kinds[0]} belongs to --fit')

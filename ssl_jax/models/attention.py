@@ -158,7 +158,8 @@ def _rows(q, k, v, drop, *, segments, causal, window, mesh):
   spread = PartitionSpec(batch_axes(mesh))
   arguments = (q, k, v, segments, numbers, key)
   specs = [None if x is None else PartitionSpec() if x is key else spread for x in arguments]
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=spread, check_vma=False)
+  mapped = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=spread,
+                         axis_names=set(batch_axes(mesh)), check_vma=False)
   return checkpoint_name(mapped(*arguments), KEPT)
 
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import importlib.util
+import math
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
@@ -13,6 +14,7 @@ from jax.experimental import topologies
 from ssl_jax.plan.gpus import target_config
 from ssl_jax.plan.hardware import Target
 from ssl_jax.schema import ConfigError
+from ssl_jax.types import PyTree
 
 # libtpu asks the machine which TPU it is, and complains on one that is none. Several processes may
 # compile at once.
@@ -110,6 +112,25 @@ def compiled(traced: jax.stages.Traced) -> jax.stages.Compiled:
     if 'RESOURCE_EXHAUSTED' not in str(error):
       raise
     raise DoesNotFit(str(error)) from error
+
+
+def text_of(program: jax.stages.Compiled) -> str:
+  """The optimised program. Where jaxlib cannot read it, it writes a stack trace to file descriptor 2
+  before it raises (JaxRuntimeError): that is kept from the user, whom the caller tells."""
+  kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+  os.dup2(nowhere, 2)
+  try:
+    return program.as_text()
+  finally:
+    os.dup2(kept, 2)
+    os.close(kept)
+    os.close(nowhere)
+
+
+def size_on_a_device(tree: PyTree) -> int:
+  """Bytes of arrays with shardings that one device holds, without what layouts add."""
+  return sum(math.prod(x.sharding.shard_shape(x.shape)) * x.dtype.itemsize
+             for x in jax.tree.leaves(tree))
 
 
 @contextlib.contextmanager

@@ -13,16 +13,23 @@ from typing import NamedTuple
 import numpy as np
 
 from ssl_jax.plan.arithmetic import Window, convolution_flops
-from ssl_jax.plan.hlo import Array, Computation, Instruction, Program
+from ssl_jax.plan.hlo import (
+  Array,
+  Computation,
+  Instruction,
+  Program,
+  arrays_of,
+  elements,
+)
 from ssl_jax.plan.roofline import Collective
 
 COLLECTIVES = ('all-reduce', 'all-gather', 'reduce-scatter', 'all-to-all', 'collective-permute',
                'ragged-all-to-all', 'collective-broadcast')
-# Operations that move nothing by themselves.
+# Operations that move nothing by themselves, and calls of the compiler's own that only give names.
 FREE = {'parameter', 'constant', 'tuple', 'get-tuple-element', 'bitcast', 'after-all',
-        'opt-barrier', 'optimization-barrier', 'partition-id', 'replica-id', 'while', 'call',
-        'conditional', 'domain', 'copy-done', 'slice-done', 'async-done', 'async-update', 'send-done',
-        'recv-done'}
+        'opt-barrier', 'optimization-barrier', 'partition-id', 'replica-id', 'domain',
+        'async-update'}
+FREE_CALLS = ('AllocateBuffer', 'ConcatBitcast', 'SliceId', 'AssumeGatherIndicesInBound')
 SLICES = ('dynamic-slice', 'slice', 'gather')
 
 
@@ -73,7 +80,7 @@ class _Walker:
 
   def __init__(self, program: Program, islands: np.ndarray):
     self._program, self._islands, self.unknown_loops = program, islands, 0
-    self._begun: set[str] = set()  # channels of collectives
+    self._begun: dict[str, str] = {}  # part of a collective -> the operation that began it
 
   def computation(self, c: Computation, times: float, known: bool) -> Iterator[Work]:
     for instruction in c.instructions.values():
@@ -85,11 +92,17 @@ class _Walker:
           yield from self.computation(inner, times * (trips or 1), known and trips is not None)
       elif instruction.opcode == 'conditional':
         yield from self._costliest(instruction, times, known)
-      elif instruction.opcode in ('call', 'async-start'):
-        inner = instruction.called('to_apply') or instruction.called('calls')
+      elif inner := self._wrapped(instruction):
         yield from self.computation(self._program.computations[inner], times, known)
-      elif instruction.opcode not in FREE and not instruction.opcode.endswith('-done'):
+      elif not _is_free(instruction):
         yield self._work(c, instruction, times, known)
+
+  def _wrapped(self, instruction: Instruction) -> str | None:
+    """The computation that a call runs, now or beside other work."""
+    if instruction.opcode != 'call' and not instruction.opcode.endswith('-start') or (
+        _kind(instruction)):
+      return None
+    return instruction.called('to_apply') or instruction.called('calls')
 
   def _costliest(self, instruction: Instruction, times: float, known: bool) -> Iterator[Work]:
     found = re.search(r'branch_computations=\{([^}]*)\}', instruction.attributes)
@@ -102,16 +115,20 @@ class _Walker:
   def _work(self, c: Computation, instruction: Instruction, times: float, known: bool) -> Work:
     inside = self._inside(c, instruction)
     flops = sum(_flops(where, one) for where, one in inside)
-    new = [one for _, one in inside if _kind(one) and _channel(one) not in self._begun]
+    new = [one for _, one in inside if _kind(one) and not self._goes_on(one, instruction)]
     # A collective that goes on beside other work is written into each operation that it goes on in.
     under_way = {array[:2] for _, one in inside if _kind(one) and one not in new
                  for array in one.arrays}
-    self._begun |= {_channel(one) for one in new}
     declared = instruction.setting('bytes_accessed') if instruction.opcode == 'custom-call' else None
     moved = float(declared) if declared else self._moved(c, instruction, under_way)
     collectives = tuple(self._collective(one) for one in new)
     cycles = float(instruction.setting('estimated_cycles') or 0)
     return Work(instruction, flops, moved, cycles, times, known, collectives)
+
+  def _goes_on(self, collective: Instruction, within: Instruction) -> bool:
+    """Whether another operation than the one it is in began this collective."""
+    part = _channel(collective)
+    return part is not None and self._begun.setdefault(part, within.name) != within.name
 
   def _inside(self, c: Computation, instruction: Instruction
               ) -> list[tuple[Computation, Instruction]]:
@@ -147,7 +164,7 @@ class _Walker:
     return min(whole, _read_in_fusion(body, index, whole))
 
   def _written(self, c: Computation, instruction: Instruction, body: Computation | None) -> float:
-    whole = _in_hbm(instruction.arrays)
+    whole = _in_hbm(_results(instruction))
     if instruction.opcode == 'dynamic-update-slice':
       return min(whole, _all(c.instructions[instruction.operands[1]].arrays))
     if body is None:
@@ -174,11 +191,7 @@ class _Walker:
     else:
       groups = replica_groups(instruction.attributes, len(self._islands))
     spanned = max(len(set(self._island(group))) for group in groups)
-    arrays = instruction.arrays
-    if instruction.opcode.endswith('-start') and len(arrays) > 1 and kind != 'all-reduce':
-      arrays = arrays[len(arrays) // 2:][:1]  # (operands, results, ...)
-    size = sum(array.size for array in arrays)
-    group = len(groups[0])
+    size, group = _all(_results(instruction)), len(groups[0])
     return Collective(kind, size * (group if kind == 'reduce-scatter' else 1), group, spanned)
 
   def _island(self, group: Sequence[int]) -> list[int]:
@@ -196,10 +209,35 @@ def trip_count(program: Program, c: Computation, loop: Instruction) -> int | Non
     return None
   counter, limit = (condition.instructions[name] for name in test.operands)
   index = re.search(r'index=(\d+)', counter.attributes)
-  first = _initial(c, loop, int(index[1])) if index else None
-  if limit.opcode != 'constant' or first is None:
+  if not index or not re.fullmatch(r'-?\d+', limit.literal) or limit.opcode != 'constant':
     return None
-  return max(0, int(limit.literal) - first)
+  first = _initial(c, loop, int(index[1]))
+  step = _step(program.computations[loop.called('body')], int(index[1]))
+  if first is None or not step:
+    return None
+  return max(0, -(-(int(limit.literal) - first) // step))
+
+
+def _step(body: Computation, index: int) -> int | None:
+  """What a turn adds to element `index` of a loop's state."""
+  root = body.instructions[body.root]
+  if root.opcode != 'tuple':
+    return None
+  counter = _source(body, body.instructions[root.operands[index]])
+  if counter.opcode not in ('add', 'fusion') or not counter.operands:
+    return None
+  if counter.opcode == 'fusion':  # of a counter and the constant 1, most likely among others
+    return 1
+  constants = [body.instructions[name].literal for name in counter.operands
+               if body.instructions[name].opcode == 'constant']
+  return int(constants[0]) if constants and re.fullmatch(r'\d+', constants[0]) else None
+
+
+def _source(c: Computation, value: Instruction) -> Instruction:
+  """Where a value comes from, before copies."""
+  while value.opcode in ('copy', 'bitcast', 'copy-done', 'copy-start') and value.operands:
+    value = c.instructions[value.operands[0]]
+  return value
 
 
 def _initial(c: Computation, loop: Instruction, index: int) -> int | None:
@@ -207,10 +245,9 @@ def _initial(c: Computation, loop: Instruction, index: int) -> int | None:
   start = c.instructions.get(loop.operands[0])
   if start is None or start.opcode != 'tuple':
     return None
-  value = c.instructions.get(start.operands[index])
-  while value is not None and value.opcode in ('copy', 'bitcast', 'copy-done', 'copy-start'):
-    value = c.instructions.get(value.operands[0])
-  return int(value.literal) if value is not None and value.opcode == 'constant' else None
+  value = _source(c, c.instructions[start.operands[index]])
+  is_number = value.opcode == 'constant' and re.fullmatch(r'-?\d+', value.literal)
+  return int(value.literal) if is_number else None
 
 
 def replica_groups(attributes: str, devices: int) -> np.ndarray:
@@ -247,11 +284,30 @@ def _kind(instruction: Instruction) -> str | None:
   return name if name in COLLECTIVES else None
 
 
-def _channel(instruction: Instruction) -> str:
-  """The same for all parts of a collective that libtpu does beside other work."""
+def _is_free(instruction: Instruction) -> bool:
+  if instruction.opcode == 'custom-call':
+    return any(f'custom_call_target="{name}"' in instruction.attributes for name in FREE_CALLS)
+  return instruction.opcode in FREE or instruction.opcode.endswith('-done')
+
+
+def _results(instruction: Instruction) -> tuple[Array, ...]:
+  """What it makes; the type of an asynchronous start names its operands first."""
+  opcode = instruction.opcode
+  if opcode == 'send':
+    return ()
+  parts = elements(instruction.type)
+  if opcode == 'recv':
+    return arrays_of(parts[0])
+  if opcode.endswith('-start') and opcode != 'all-reduce-start' and len(parts) > 1:
+    return arrays_of(parts[1])
+  return instruction.arrays
+
+
+def _channel(instruction: Instruction) -> str | None:
+  """The same for all parts of a collective that libtpu does beside other work; None for a whole one."""
   found = re.search(r'channel_id=(\d+)', instruction.attributes)
   if not found or 'async_collective_fusion_config' not in instruction.attributes:
-    return instruction.name
+    return None
   return f'{found[1]} {[array[:2] for array in instruction.arrays]}'
 
 

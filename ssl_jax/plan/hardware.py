@@ -3,7 +3,8 @@
   parse('v5e-128')  parse('v4-64')  parse('v5e:8x16', slices=2)  parse('8xH100')  parse('4x8xH100')
 
 Peaks are the makers': Cloud TPU's pages of v3 to v6e and TPU7x (read in November 2026); for v2 and for
-the links of v3 and v4 the book How to Scale Your Model; NVIDIA's data sheets of the SXM modules.
+the links of v3 and v4 the book How to Scale Your Model; NVIDIA's data sheets of the SXM modules. A
+TPU's memory is what libtpu 0.0.52 says it has for programs.
 """
 
 import difflib
@@ -20,11 +21,12 @@ GIB = 1 << 30
 class Chip(NamedTuple):
   """One chip, or the part of it that JAX sees as a device.
 
-  flops: bfloat16 products and sums per second.
-  hbm, memory: bytes per second, and bytes.
-  link: bytes per second of one link in one direction. A GPU has one, to the switch of its host.
+  flops: bfloat16 products and sums per second, of a device.
+  hbm, memory: bytes per second, and bytes, of a device.
+  link: bytes per second of one link of a chip in one direction. A GPU has one, to the switch of its
+    host.
   network: bytes per second out of the slice (of a GPU: out of its host), per device.
-  devices: that JAX sees per chip; all figures here are of one of them.
+  devices: that JAX sees per chip.
   dimensions: of the torus of links; 0 for GPUs behind a switch.
   ring: length of an axis from which on its ends are linked.
   """
@@ -40,20 +42,21 @@ class Chip(NamedTuple):
 
 
 CHIPS: Mapping[str, Chip] = {
-  'v2': Chip(22.5e12, 350e9, 8 * GIB, 62e9 / 2, 3.1e9, devices=2),
-  'v3': Chip(61.5e12, 450e9, 16 * GIB, 100e9 / 2, 3.1e9, devices=2),
-  'v4': Chip(275e12, 1200e9, 32 * GIB, 45e9, 6.2e9, dimensions=3, ring=4),
+  'v2': Chip(22.5e12, 350e9, 7.48 * GIB, 62e9, 3.1e9, devices=2),
+  'v3': Chip(61.5e12, 450e9, 15.48 * GIB, 100e9, 3.1e9, devices=2),
+  'v4': Chip(275e12, 1200e9, 30.75 * GIB, 45e9, 6.2e9, dimensions=3, ring=4),
   'v5e': Chip(197e12, 819e9, 15.75 * GIB, 45e9, 3.1e9),
-  'v5p': Chip(459e12, 2765e9, 95 * GIB, 90e9, 6.2e9, dimensions=3, ring=4),
-  'v6e': Chip(918e12, 1638e9, 31.25 * GIB, 90e9, 12.5e9),
-  'tpu7x': Chip(1153.5e12, 3690e9, 94.75 * GIB, 90e9, 6.2e9, devices=2, dimensions=3, ring=4),
+  'v5p': Chip(459e12, 2765e9, 95.73 * GIB, 90e9, 6.2e9, dimensions=3, ring=4),
+  'v6e': Chip(918e12, 1638e9, 31.24 * GIB, 90e9, 12.5e9),
+  'tpu7x': Chip(1153.5e12, 3690e9, 94.74 * GIB, 100e9, 6.2e9, devices=2, dimensions=3, ring=4),
   'a100': Chip(312e12, 2039e9, 79.1 * GIB, 300e9, 25e9, dimensions=0),
   'h100': Chip(989e12, 3352e9, 79.1 * GIB, 450e9, 50e9, dimensions=0),
   'h200': Chip(989e12, 4800e9, 139.8 * GIB, 450e9, 50e9, dimensions=0),
 }
 # What the number in a Cloud TPU name such as v4-64 counts.
 COUNTS_CORES = ('v2', 'v3', 'v4', 'v5p')
-ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'v7x': 'tpu7x', 'v5': 'v5p'}
+ALIASES = {'v5litepod': 'v5e', 'v5lite': 'v5e', 'v5': 'v5p', 'trillium': 'v6e', 'v7x': 'tpu7x',
+           'ironwood': 'tpu7x'}
 # Chips -> shape of a slice of such a name, where the chips lie in a plane, and in space.
 PLANE = {1: '1x1', 4: '2x2', 8: '2x4', 16: '4x4', 32: '4x8', 64: '8x8', 128: '8x16', 256: '16x16',
          512: '16x32', 1024: '32x32'}
@@ -107,10 +110,16 @@ def parse(name: str, slices: int = 1) -> Target:
   """
   if slices < 1:
     raise ConfigError(f'--slices must be at least 1, got {slices}')
-  gpus = re.fullmatch(r'(?:(\d+)x)?(\d+)x([a-z]+\d+)', name.lower())
-  if gpus:
-    return _gpus(name, int(gpus[1] or 1), int(gpus[2]), gpus[3], slices)
-  kind, mark, rest = re.fullmatch(r'([^:-]*)([:-]?)(.*)', name.lower()).groups()
+  plain = name.strip().lower().removeprefix('tpu-')
+  gpus = re.fullmatch(r'(?:(\d+)x)?(?:(\d+)x)?([a-z]\d+)(?:x(\d+))?(?:-\d+gb)?', plain)
+  if gpus and gpus[3] not in LARGEST:
+    hosts, each, kind, after = gpus.groups()
+    if after and not hosts:
+      each = after
+    if hosts and not each:
+      hosts, each = None, hosts
+    return _gpus(name, int(hosts or 1), int(each or 1), kind, slices)
+  kind, mark, rest = re.fullmatch(r'([^:-]*)([:-]?)(.*)', plain).groups()
   kind = ALIASES.get(kind, kind)
   if kind not in LARGEST:
     raise ConfigError(f'--topology={name} is unknown{_near(kind)}; {_examples()}')
@@ -118,7 +127,7 @@ def parse(name: str, slices: int = 1) -> Target:
     return _sized(name, kind, int(rest), slices)
   if mark == ':' and re.fullmatch(r'\d+(x\d+)+', rest):
     return _shaped(name, kind, tuple(map(int, rest.split('x'))), slices)
-  raise ConfigError(f'--topology={name} has no size; {_examples()}')
+  raise ConfigError(f'--topology={name}: what follows {kind} is no size; {_examples()}')
 
 
 def _gpus(name: str, hosts: int, each: int, kind: str, slices: int) -> Target:
@@ -136,7 +145,7 @@ def _sized(name: str, kind: str, size: int, slices: int) -> Target:
   """v4-64, v5e-128: the number counts cores on some generations and chips on others."""
   per_chip = 2 if kind in COUNTS_CORES else 1
   shapes = SPACE if CHIPS[kind].dimensions == 3 else PLANE
-  sizes = [chips for chips in shapes if chips <= LARGEST[kind] and (chips > 1 or kind == 'v5e')]
+  sizes = [chips for chips in shapes if chips <= LARGEST[kind] and (chips > 1 or per_chip == 1)]
   if size // per_chip not in sizes or size % per_chip:
     known = ', '.join(f'{kind}-{chips * per_chip}' for chips in sizes)
     raise ConfigError(f'--topology={name} is no size of a {kind} slice; there are {known}, or give '
@@ -151,7 +160,9 @@ def _shaped(name: str, kind: str, shape: tuple[int, ...], slices: int, note: str
   if len(shape) != dimensions:
     raise ConfigError(f'--topology={name}: a {kind} slice has {dimensions} dimensions, such as '
                       f'{kind}:{PLANE[16] if dimensions == 2 else SPACE[16]}')
-  if math.prod(shape) > LARGEST[kind] or 0 in shape:
+  if 0 in shape:
+    raise ConfigError(f'--topology={name} has no chips')
+  if math.prod(shape) > LARGEST[kind]:
     raise ConfigError(f'--topology={name}: a {kind} pod has {LARGEST[kind]} chips')
   seen = CHIPS[kind].devices
   how = {'v4': 'both cores of a chip are one device (megacore)',

@@ -64,16 +64,30 @@ class Program(NamedTuple):
   frames: Mapping[int, tuple[str, ...]]
 
   def source(self, instruction: Instruction, inside: str) -> str:
-    """'file.py:line' of the innermost frame whose file's path has `inside`; '' if there is none."""
+    """'path:line' of the innermost frame in a file whose path begins with `inside`, else of the
+    innermost one; '' if there is none."""
     found = re.search(r'stack_frame_id=(\d+)', instruction.attributes)
     stack = self.frames.get(int(found[1]), ()) if found else ()
-    return next((place for place in stack if inside in place), stack[0] if stack else '')
+    return next((place for place in stack if place.startswith(inside)), stack[0] if stack else '')
 
 
 def arrays_of(type_text: str) -> tuple[Array, ...]:
   """All arrays of a type; several for a tuple."""
   return tuple(_array(*found.groups()) for found in _ARRAY.finditer(type_text)
                if found[1] in WIDTHS)
+
+
+def elements(type_text: str) -> list[str]:
+  """The types in a tuple, [the type] of an array."""
+  if not type_text.startswith('('):
+    return [type_text]
+  found, depth, begun = [], 0, 1
+  for place, letter in enumerate(type_text[1:-1], 1):
+    depth += (letter in '({[') - (letter in ')}]')
+    if letter == ',' and depth == 0:
+      found.append(type_text[begun:place])
+      begun = place + 1
+  return [part.strip() for part in (*found, type_text[begun:-1])]
 
 
 def parse(text: str) -> Program:

@@ -21,8 +21,11 @@ class Plan(NamedTuple):
 
   target, hosts, batch_size (global), steps (of the whole run).
   parameters: that a gradient trains, of the whole model.
+  arguments: bytes of them, known before compiling.
   memory: None if the compiler found no room.
   shortage: its words then.
+  unread: why the program could not be read, '' if it was. FLOPs then are those of the traced program,
+    bytes XLA's own, and collectives are not known.
   accessed: bytes by XLA's own count, 0 where it has none; see `counts` for how it differs.
   counts, bound: None then too.
   useful: FLOPs of the step without recomputation (the config without remat and microbatch), a
@@ -38,8 +41,10 @@ class Plan(NamedTuple):
   steps: int
   parameters: int
   useful: float
+  arguments: int = 0
   memory: Memory | None = None
   shortage: str = ''
+  unread: str = ''
   accessed: float = 0.0
   counts: Counts | None = None
   bound: Roofline | None = None
@@ -60,8 +65,9 @@ class Plan(NamedTuple):
       r'Used ([\d.]+)([KMGT])', self.shortage)
     if not wanted:
       return float('-inf')
+    # What the compiler names are temporaries.
     size = float(wanted[1]) * 1024 ** ('KMGT'.index(wanted[2]) + 1)
-    return self.target.chip.memory - size
+    return min(-1.0, self.target.chip.memory - self.arguments - size)
 
   @property
   def examples_per_second(self) -> float:
@@ -99,23 +105,35 @@ def measure(config: ConfigDict, shape: build.Shape, target: Target) -> Plan:
   traced = program.step.trace(program.state, program.batch)
   plan = Plan(target, compiler.hosts(devices), config.batch_size, experiment.steps,
               parameters=sum(x.size for x in jax.tree.leaves(program.state.params)),
-              useful=_useful(config, shape, devices, traced, target) / len(devices))
+              useful=_useful(config, shape, devices, traced, target) / len(devices),
+              arguments=compiler.size_on_a_device((program.state, program.batch)))
   began = time.monotonic()
   try:
     executable = compiler.compiled(traced)
   except DoesNotFit as error:
     return plan._replace(shortage=str(error), compile_seconds=time.monotonic() - began)
-  seconds = time.monotonic() - began
-  parsed = hlo.parse(executable.as_text())
-  totals, works = counts.count(parsed, compiler.islands(experiment.mesh, target))
+  plan = plan._replace(compile_seconds=time.monotonic() - began,
+                       memory=compiler.memory_of(executable),
+                       accessed=(executable.cost_analysis() or {}).get('bytes accessed', 0.0))
+  executed = _flops(traced, target) / len(devices)
+  return _counted(plan, executable, executed, compiler.islands(experiment.mesh, target))
+
+
+def _counted(plan: Plan, executable, executed: float, islands) -> Plan:
+  """`plan` with what the program says, as far as it can be read."""
+  target, chip = plan.target, plan.target.chip
+  try:
+    parsed = hlo.parse(compiler.text_of(executable))
+  except jax.errors.JaxRuntimeError as error:  # libtpu's newest operations, of which jaxlib is unaware
+    totals = Counts(executed, plan.accessed, 0.0, (), 0)
+    return plan._replace(counts=totals, bound=roofline(executed, plan.accessed, (), target),
+                         unread=str(error).splitlines()[0])
+  totals, works = counts.count(parsed, islands)
   if not target.is_tpu:  # convolutions and products are calls of libraries, which tell nothing
-    totals = totals._replace(flops=_flops(traced, target) / len(devices))
-  bound = roofline(totals.flops, totals.moved, totals.collectives, target)
-  chip = target.chip
+    totals = totals._replace(flops=executed)
   works.sort(key=lambda w: -w.times * max(w.flops / chip.flops, w.moved / chip.hbm))
-  accessed = (executable.cost_analysis() or {}).get('bytes accessed', 0.0)
-  return plan._replace(memory=compiler.memory_of(executable), accessed=accessed, counts=totals,
-                       bound=bound, works=tuple(works), program=parsed, compile_seconds=seconds)
+  return plan._replace(counts=totals, works=tuple(works), program=parsed,
+                       bound=roofline(totals.flops, totals.moved, totals.collectives, target))
 
 
 def _flops(traced, target: Target) -> float:

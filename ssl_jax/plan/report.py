@@ -1,15 +1,19 @@
 """A plan in words, and as JSON."""
 
 import math
+import os
 from collections import defaultdict
 from collections.abc import Sequence
 from typing import Any
 
+import ssl_jax
 from ssl_jax.plan.counts import Work
 from ssl_jax.plan.measure import Plan
 from ssl_jax.plan.roofline import ASSUMPTIONS, moved_bytes
 
 GIB = 1 << 30
+# Whose lines are shown, of the many on the way to an operation.
+PACKAGE = os.path.dirname(ssl_jax.__file__) + os.sep
 
 
 def text(plan: Plan, config_name: str, data: str) -> str:
@@ -31,7 +35,7 @@ def _memory(plan: Plan) -> list[str]:
   room = plan.target.chip.memory
   if plan.memory is None:
     wanted = '' if math.isinf(plan.free) else (
-      f': temporaries of {(room - plan.free) / GIB:.2f} GiB, {-plan.free / GIB:.2f} GiB too much')
+      f': it takes {(room - plan.free) / GIB:.2f} GiB, {-plan.free / GIB:.2f} GiB too much')
     return [f'memory per device, of {room / GIB:.2f} GiB: does NOT fit{wanted}',
             '  use more devices, a smaller batch, --config.microbatch, --config.network.remat, or '
             'let --fit search']
@@ -43,7 +47,9 @@ def _memory(plan: Plan) -> list[str]:
           f'  outputs     {m.outputs / GIB:8.3f} GiB, of which {m.donated / GIB:.3f} take the place of '
           f'arguments',
           f'  temporaries {m.temporaries / GIB:8.3f} GiB',
-          f'  peak        {m.peak / GIB:8.3f} GiB']
+          f'  peak        {m.peak / GIB:8.3f} GiB',
+          *([] if plan.target.is_tpu else [
+            '  (JAX takes 75 % of a GPU unless XLA_PYTHON_CLIENT_MEM_FRACTION says otherwise)'])]
 
 
 def _work(plan: Plan) -> list[str]:
@@ -56,6 +62,9 @@ def _work(plan: Plan) -> list[str]:
            f'  HBM: {_amount(c.moved, "B")} read and written'
            + (f' (XLA, which counts on-chip memory and each loop once: {_amount(plan.accessed, "B")})'
               if plan.accessed else '')]
+  if plan.unread:
+    return [*lines, f'  this jaxlib cannot read the program of this libtpu ({plan.unread}): FLOPs are '
+            'those of the traced program, bytes are those of XLA, collectives are missing']
   found = collectives(plan)
   for kind, (runs, moved) in found.items():
     lines.append(f'  {kind}: {runs:,.0f} runs, {_amount(moved, "B")} arrive')
@@ -94,7 +103,7 @@ def collectives(plan: Plan) -> dict[str, tuple[float, float]]:
   return dict(sorted(found.items()))
 
 
-def explain(plan: Plan, inside: str = 'ssl_jax', count: int = 10) -> str:
+def explain(plan: Plan, inside: str = PACKAGE, count: int = 10) -> str:
   """The largest arrays and the dearest operations, with the lines that they come from."""
   chip = plan.target.chip
   lines = [f'the {count} largest arrays that the program writes to HBM (not all live at once)']
@@ -121,16 +130,16 @@ def explain(plan: Plan, inside: str = 'ssl_jax', count: int = 10) -> str:
 
 
 def parts(plan: Plan) -> dict[str, tuple[float, float]]:
-  """{'ssl_jax/models': (seconds, share of all HBM bytes), ...}, dearest first.
+  """{'models': (seconds, share of all HBM bytes), ...}, dearest first.
 
   Seconds are the sum over operations of the larger of arithmetic and HBM at their peaks. What the
   compiler made itself, mostly copies between HBM and the chip, has no source.
   """
   chip, found = plan.target.chip, defaultdict(lambda: [0.0, 0.0])
   for work in plan.works:
-    source = plan.program.source(work.instruction, 'ssl_jax/')
-    inside = source[source.rindex('ssl_jax/'):].split(':')[0] if 'ssl_jax/' in source else ''
-    part = found[inside.rpartition('/')[0] or 'made by the compiler']
+    source = plan.program.source(work.instruction, PACKAGE)
+    file = source.removeprefix(PACKAGE).split(':')[0] if source.startswith(PACKAGE) else ''
+    part = found[(file.rpartition('/')[0] or file) or 'made by the compiler']
     part[0] += work.times * max(work.flops / chip.flops, work.moved / chip.hbm)
     part[1] += work.times * work.moved / max(plan.counts.moved, 1)
   return {name: (seconds, share)
@@ -146,7 +155,7 @@ def _largest(work: Work) -> float:
 
 def _where(plan: Plan, work: Work, inside: str) -> str:
   source = plan.program.source(work.instruction, inside)
-  place = source[source.rindex(inside):] if inside in source else source.rsplit('/', 1)[-1]
+  place = source.removeprefix(inside) if source.startswith(inside) else source.rsplit('/', 1)[-1]
   name = work.instruction.setting('op_name') or work.instruction.name
   return f'{place or "(made by the compiler)"} {"/".join(name.split("/")[-3:])}'
 
@@ -161,7 +170,7 @@ def as_json(plan: Plan, config_name: str, data: str) -> dict[str, Any]:
   if not math.isinf(plan.free):
     out['bytes_left'] = plan.free
   if plan.memory is None:
-    return out | dict(shortage=plan.shortage.splitlines()[0])
+    return out | dict(arguments=plan.arguments, shortage=plan.shortage.splitlines()[0])
   c, b = plan.counts, plan.bound
   return out | dict(
     memory=plan.memory._asdict() | dict(peak=plan.memory.peak),
@@ -172,7 +181,9 @@ def as_json(plan: Plan, config_name: str, data: str) -> dict[str, Any]:
                  for kind, (runs, moved) in collectives(plan).items()},
     roofline=b._asdict() | dict(seconds=b.seconds, bound=b.bound),
     examples_per_second=plan.examples_per_second, mfu_at_most=plan.utilisation,
-    run_seconds=plan.run_seconds, chip_hours=plan.chip_hours)
+    run_seconds=plan.run_seconds, chip_hours=plan.chip_hours, unread=plan.unread,
+    parts={name: dict(seconds=seconds, share_of_hbm_bytes=share)
+           for name, (seconds, share) in parts(plan).items()})
 
 
 def _amount(value: float, unit: str) -> str:
@@ -196,7 +207,7 @@ def scaling(plans: Sequence[Plan]) -> str:
   first = next((p for p in plans if p.fits), None)
   for p in plans:
     cells = [p.target.name, f'{p.target.devices:,}', f'{p.batch_size:,}']
-    if p.memory is None:
+    if not p.fits:
       lines.append('| ' + ' | '.join([*cells, 'does not fit', *[''] * 6]) + ' |')
       continue
     share = (p.examples_per_second / p.target.devices) / (

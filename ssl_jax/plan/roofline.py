@@ -79,25 +79,24 @@ def moved_bytes(c: Collective) -> float:
 
 
 def _link_seconds(c: Collective, target: Target) -> float:
-  group = c.group // c.islands
   if c.kind == 'collective-permute':
     return c.size / target.chip.link if c.islands == 1 else 0.0
+  # Devices of one chip share its links, and what is gathered or summed crosses them once for all.
+  group = c.group // c.islands // target.chip.devices
   if group < 2:
     return 0.0
   return moved_bytes(c._replace(group=group)) / _bandwidth(group, target)
 
 
-def _bandwidth(group: int, target: Target) -> float:
-  """Bytes per second into a device from a group of its island."""
+def _bandwidth(chips: int, target: Target) -> float:
+  """Bytes per second into a chip from a group of chips of its island."""
   chip = target.chip
   if not target.is_tpu:
     return chip.link
-  chips = max(1, group // chip.devices)
   lengths = [n for n in target.shape if n > 1] or [1]
   spanned = lengths if chips == math.prod(lengths) else _axes_of(chips, lengths)
-  both_ways = sum(2 * chip.link * (1 if n >= chip.ring and n % chip.ring == 0 else 1 / 2)
-                  for n in spanned)
-  return both_ways / chip.devices
+  return sum(2 * chip.link * (1 if n >= chip.ring and n % chip.ring == 0 else 1 / 2)
+             for n in spanned)
 
 
 def _axes_of(chips: int, lengths: list[int]) -> list[int]:

@@ -7,18 +7,19 @@ from typing import Any, NamedTuple
 from ml_collections import ConfigDict
 
 from ssl_jax import build
-from ssl_jax.parallel import batch_axes, make_mesh
+from ssl_jax.parallel import BATCH_AXES, batch_axes, make_mesh
 from ssl_jax.plan import compiler, report
 from ssl_jax.plan.hardware import Target
 from ssl_jax.plan.measure import Plan, measure
 from ssl_jax.schema import ConfigError, find, signature
 
 SETTINGS: Mapping[str, str] = dict(
-  remat='recomputing blocks in the backward pass',
+  remat='recomputing blocks in the backward pass (networks that can)',
   chunk='running the encoder on parts of the batch (config.microbatch)',
   fsdp='spreading parameters and optimizer state over the devices')
-COMPILATIONS = 6  # of a search for the batch
+COMPILATIONS = 10  # of a search for the batch
 CLOSE = 0.05  # it ends when the answer is known to this share
+GROWTH = 8  # a guess is at most that many times what is known to fit: far away memory is no line
 
 
 class Found(NamedTuple):
@@ -60,6 +61,10 @@ def fit(config: ConfigDict, shape: build.Shape, target: Target, kinds: Sequence[
   """
   if not kinds:
     return _largest_batch(config, shape, target, say)
+  for kind in kinds:
+    if not list(_options(config, target, kind)):
+      say(f'--{kind}: nothing to try for {config.network.name} with batch {config.batch_size} on '
+          f'{target.devices} devices')
   tried = []
   for label, changed in _settings(config, target, kinds):
     try:
@@ -78,44 +83,57 @@ def _largest_batch(config, shape, target, say) -> Found:
   mesh = make_mesh(config.mesh.to_dict(), compiler.devices(target))
   shards = math.prod(mesh.shape[axis] for axis in batch_axes(mesh))
   unit = config.microbatch or shards
+  most = shape.length // unit  # an epoch of one batch
   known: dict[int, Plan] = {}
-  guess = max(1, config.batch_size // unit)
-  while guess is not None and len(known) < COMPILATIONS:
-    changed = _with(config, batch_size=guess * unit)
-    known[guess] = measure(changed, shape, target)
+  guess = min(max(1, config.batch_size // unit), most)
+  while guess and len(known) < COMPILATIONS:
+    known[guess] = measure(_with(config, batch_size=guess * unit), shape, target)
     say(f'batch {guess * unit:,}: {_row(known[guess])}')
-    guess = next_guess({n: plan.target.chip.memory - plan.free for n, plan in known.items()},
-                       target.chip.memory)
+    guess = next_guess({n: _used(plan) for n, plan in known.items()}, target.chip.memory, most)
   tried = [(f'config.batch_size={n * unit}', plan) for n, plan in sorted(known.items())]
   fitting = [i for i, (_, plan) in enumerate(tried) if plan.fits]
   return Found(tuple(tried), max(fitting, default=None))
 
 
-def next_guess(used: Mapping[int, float], room: float) -> int | None:
+def _used(plan: Plan) -> float:
+  """Bytes of HBM; infinite where it does not fit and the compiler did not tell."""
+  return plan.target.chip.memory - plan.free
+
+
+def next_guess(used: Mapping[int, float], room: float, most: int) -> int | None:
   """The next batch to try, in units, or None when the largest that fits is known well enough.
 
   Args:
-    used: bytes for each batch that was tried; infinite where the compiler did not tell.
+    used: bytes for each batch that was tried, above `room` or infinite where it does not fit.
     room: bytes there are.
+    most: the largest batch that makes sense.
   """
   low = max((n for n in used if used[n] <= room), default=0)
-  high = min((n for n in used if used[n] > room), default=None)
-  if high is not None and high - low <= max(1, CLOSE * low):
+  high = min((n for n in used if used[n] > room), default=most + 1)
+  if high - low <= max(1, CLOSE * low):
     return None
-  points = sorted((n, size) for n, size in used.items() if not math.isinf(size))
+  guess = _on_the_line(used, room, low, high)
+  if guess is None:
+    guess = (low + high) // 2 if high <= most else 2 * low
+  # At least a tenth of the way from either end, or the search would creep.
+  step = max(1, (high - low) // 10)
+  guess = min(max(guess, low + step), high - step, max(GROWTH * low, 1), most) if low else (
+    min(max(guess, 1), high - step))
+  rounded = guess // 8 * 8  # whole tiles of 8 rows, where that loses little
+  return rounded if guess >= 16 and low < rounded else guess
+
+
+def _on_the_line(used: Mapping[int, float], room: float, low: int, high: int) -> int | None:
+  """Where memory would be full, a little less, if it grew in a line; None without two points of it."""
+  below = sorted(n for n in used if n <= low)[-2:]
+  points = [*below, high] if math.isfinite(used.get(high, math.inf)) else below
   if len(points) < 2:
-    guess = low * 2 if high is None else max(1, (low + high) // 2)
-  else:
-    (a, size_a), (b, size_b) = points[-2:]
-    slope = max((size_b - size_a) / (b - a), 1.0)
-    guess = math.floor(b + (room - size_b) / slope)
-  guess = max(guess, low + 1)
-  if high is not None:
-    guess = min(guess, high - 1)
-  # Whole tiles of 8 rows, where that loses little.
-  rounded = guess // 8 * 8
-  guess = rounded if guess >= 16 and rounded > low else guess
-  return None if guess in used or guess <= low else guess
+    return None
+  a, b = points[-2:]
+  slope = (used[b] - used[a]) / (b - a)
+  if slope <= 0:
+    return None
+  return math.floor((a + (room - used[a]) / slope) * (1 - CLOSE / 4))
 
 
 def _settings(config: ConfigDict, target: Target, kinds: Sequence[str]
@@ -143,10 +161,11 @@ def _options(config: ConfigDict, target: Target, kind: str) -> Iterator[tuple[st
     rows = config.batch_size // 2
     while rows >= target.devices and config.batch_size % rows == 0:
       yield f'--config.microbatch={rows}', {'microbatch': rows}
-      rows //= 4
+      rows //= 2
   if kind == 'fsdp' and target.devices > 1:
-    mesh = {'fsdp': target.devices}
-    yield (f"--config.mesh={mesh} --config.sharding=(('.', 'fsdp'),)",
+    others = {axis: n for axis, n in config.mesh.to_dict().items() if axis not in BATCH_AXES}
+    mesh = {**others, 'fsdp': -1}
+    yield (f'--config.mesh="{mesh}" --config.sharding="((\'.\', \'fsdp\'),)"',
            {'mesh': ConfigDict(mesh), 'sharding': (('.', 'fsdp'),)})
 
 
@@ -172,4 +191,7 @@ def sweep(config: ConfigDict, shape: build.Shape, targets: Sequence[Target],
       raise ConfigError(f'config.batch_size {config.batch_size} does not split over the '
                         f'{targets[0].devices} devices of {targets[0].name}')
     say(f'compiling for {target.name}, batch {int(rows):,} ...')
-    yield measure(_with(config, batch_size=int(rows)), shape, target)
+    changes = {'batch_size': int(rows)}
+    if config.microbatch:
+      changes['microbatch'] = config.microbatch * target.devices // targets[0].devices
+    yield measure(_with(config, **changes), shape, target)

@@ -15,8 +15,8 @@ from ssl_jax.data.sources import ArraySource, DataError
 from ssl_jax.schema import ConfigError, find, plain, signature
 
 # Examples in the training split of data that configs name without having them.
-EXAMPLES = dict(imagenet=1_281_167, cifar10=50_000, cifar100=50_000, mnist=60_000, stl10=100_000,
-                food101=75_750)
+EXAMPLES = dict(imagenet=1_281_167, imagenet2012=1_281_167, cifar10=50_000, cifar100=50_000,
+                mnist=60_000, fashion_mnist=60_000, stl10=100_000, food101=75_750)
 
 
 class Blank(EncodedImages):
@@ -71,7 +71,7 @@ def _names_absent_data(config, error: ConfigError) -> bool:
 def _count(config) -> int:
   text = ' '.join(str(value) for value in plain(config.data).values() if isinstance(value, str))
   for name, count in EXAMPLES.items():
-    if re.search(name, text.lower()):
+    if re.search(rf'(?<![a-z0-9_]){name}(?![a-z0-9_])', text.lower()):
       return count
   if config.steps is not None:  # an epoch's length decides nothing
     return max(config.batch_size, 1_000_000)

@@ -51,6 +51,16 @@ def test_what_does_not_fit_is_told(root):
 
 
 @needs_libtpu
+def test_a_program_that_jaxlib_cannot_read(root):
+  """libtpu's for TPU7x has operations that jaxlib 0.10.2 does not know: memory and FLOPs are known."""
+  result = plan(root, SMOKE, '--topology=tpu7x:2x2x1', '--json')
+  assert result.returncode == 0, result.stderr
+  found = json.loads(result.stdout)
+  assert found['fits'] and found['memory']['peak'] > 0 and found['flops'] > 1e6
+  assert bool(found['unread']) == (not found['collectives'])
+
+
+@needs_libtpu
 @pytest.mark.slow
 def test_search_and_sweep(root):
   result = plan(root, SMOKE, '--sweep=v5e-1,v6e-4')
@@ -66,6 +76,8 @@ def test_search_and_sweep(root):
   ((SMOKE, '--topology=v5e-5'), 'there are v5e-1, v5e-4'),
   ((SMOKE, '--topology=v5e-4', '--remat'), '--remat belongs to --fit'),
   ((SMOKE, '--topology=v5e-4', '--sweep=v5e-4'), 'leave out --topology'),
+  ((SMOKE, '--topology=v5e-4', '--fit', '--explain'), '--explain is about one program'),
+  ((SMOKE, '--topology=v5e-4', '--examples=0'), '--examples must be at least 1'),
   (('--config=configs/simclr_folder.py', '--topology=v5e-4'), 'add --examples=NUMBER'),
 ])
 def test_a_mistake_is_answered(root, arguments, says):

@@ -1,3 +1,4 @@
+# ruff: noqa: E501  (lines of compiled programs)
 """What a compiled program does, read off its text and compared with what is known of it."""
 
 import jax
@@ -109,11 +110,15 @@ TPU_LOOP = '''HloModule m, is_scheduled=true
 
 %body (p: (s32[], f32[8,128])) -> (s32[], f32[8,128]) {
   %p = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
-  ROOT %t = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%p)
+  %i = s32[]{:T(128)} get-tuple-element(%p), index=0
+  %z = f32[8,128]{1,0:T(8,128)} get-tuple-element(%p), index=1
+  %one = s32[]{:T(128)} constant(STEP)
+  %next = s32[]{:T(128)} add(%i, %one)
+  ROOT %t = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) tuple(%next, %z)
 }
 
 %cond (q: (s32[], f32[8,128])) -> pred[] {
-  %limit = s32[]{:T(128)} constant(12)
+  %limit = s32[]{:T(128)} constant(LIMIT)
   %q = (s32[]{:T(128)}, f32[8,128]{1,0:T(8,128)}) parameter(0)
   %i = s32[]{:T(128)} get-tuple-element(%q), index=0
   ROOT %lt = pred[]{:T(512)} compare(%i, %limit), direction=LT
@@ -129,11 +134,37 @@ ENTRY %main (x: f32[8,128]) -> f32[8,128] {
 '''
 
 
-def test_length_of_a_loop_that_is_told_only_by_its_condition():
-  """As libtpu writes them."""
-  program = hlo.parse(TPU_LOOP)
+@pytest.mark.parametrize('limit, step, times', [
+  ('12', '1', 10), ('12', '3', 4), ('-5', '1', 0), ('1e+06', '1', None)])
+def test_length_of_a_loop_that_is_told_only_by_its_condition(limit, step, times):
+  """As libtpu writes them; it starts from 2."""
+  program = hlo.parse(TPU_LOOP.replace('LIMIT', limit).replace('STEP', step))
   entry = program.computations[program.entry]
-  assert trip_count(program, entry, entry.instructions['loop']) == 10
+  assert trip_count(program, entry, entry.instructions['loop']) == times
+
+
+START = '''HloModule m, is_scheduled=true
+
+ENTRY %main (x: f32[8,128], y: f32[4,128]) -> f32[8,128] {
+  %x = f32[8,128]{1,0:T(8,128)} parameter(0)
+  %y = f32[4,128]{1,0} parameter(1)
+  %p = (f32[8,128]{1,0:T(8,128)}, f32[8,128]{1,0:T(8,128)}, u32[]{:S(2)}, u32[]{:S(2)}) collective-permute-start(%x), source_target_pairs={{0,1},{1,0}}
+  %q = f32[8,128]{1,0:T(8,128)} collective-permute-done(%p)
+  %g = ((f32[8,128]{1,0}, f32[4,128]{1,0}), (f32[16,128]{1,0}, f32[8,128]{1,0})) all-gather-start(%q, %y), replica_groups={{0,1}}
+  %h = (f32[16,128]{1,0}, f32[8,128]{1,0}) all-gather-done(%g)
+  %r = (f32[8,128]{1,0}, f32[4,128]{1,0}) all-reduce-start(%q, %y), replica_groups={{0,1}}, to_apply=%add
+  ROOT %s = f32[8,128]{1,0} get-tuple-element(%h), index=1
+}
+'''
+
+
+def test_starts_of_asynchronous_collectives():
+  """Their types name operands before results; an all-reduce's does not."""
+  totals, works = count(hlo.parse(START), [0, 0])
+  row = 128 * 4
+  assert [(c.kind, c.size) for c in totals.collectives] == [
+    ('collective-permute', 8 * row), ('all-gather', 24 * row), ('all-reduce', 12 * row)]
+  assert [w.moved for w in works] == [16 * row, 36 * row, 24 * row]
 
 
 def test_arrays_of_a_type():
@@ -151,7 +182,7 @@ def test_sources_of_operations():
 
   program = hlo.parse(compiled(f, (64, 64)).as_text())
   works = count(program)[1]
-  assert any('counts_test.py' in program.source(work.instruction, 'counts_test') for work in works)
+  assert any(program.source(work.instruction, __file__).startswith(__file__) for work in works)
 
 
 SPLIT = '''HloModule m, is_scheduled=true

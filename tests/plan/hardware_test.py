@@ -16,7 +16,12 @@ from ssl_jax.schema import ConfigError
   ('v3-32', 'v3', (4, 4), 16, 32),  # cores; each is a device
   ('v2-8', 'v2', (2, 2), 4, 8),
   ('tpu7x:2x2x1', 'tpu7x', (2, 2, 1), 4, 8),
+  ('v6e-1', 'v6e', (1, 1), 1, 1),
+  (' trillium-16', 'v6e', (4, 4), 16, 16),
   ('8xH100', 'h100', (1, 8), 8, 8),
+  ('H100', 'h100', (1, 1), 1, 1),
+  ('h100x8', 'h100', (1, 8), 8, 8),
+  ('8xA100-80GB', 'a100', (1, 8), 8, 8),
   ('4x8xH100', 'h100', (4, 8), 32, 32),
 ])
 def test_names(name, kind, shape, chips, devices):
@@ -31,7 +36,9 @@ def test_several_slices():
 
 
 @pytest.mark.parametrize('name, says', [
-  ('v5e-100', 'v5e-128'), ('v5e', 'has no size'), ('v9-8', 'is unknown'), ('v5a-8', 'did you mean v5'),
+  ('v5e-100', 'v5e-128'), ('v5e', 'is no size'), ('v5e:16', 'is no size'), ('v5e:0x4', 'no chips'),
+  ('v9-8', 'is unknown'), ('v5a-8', 'did you mean v5'),
+  ('8xb100', 'no GPU b100; did you mean'),
   ('9xH100', '1 to 8 GPUs'), ('8xh10', 'did you mean h100'), ('v4:4x4', '3 dimensions'),
   ('v5e:32x32', 'has 256 chips'), ('v4-9', 'no size of a v4'), ('', 'is unknown'),
 ])

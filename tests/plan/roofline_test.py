@@ -36,11 +36,14 @@ def test_axes_too_short_to_close_count_half():
 
 
 def test_cores_of_a_chip_share_its_links():
+  """32 cores on 16 chips of v3:4x4, two open axes: each chip takes 30 of 32 GB in at 200 GB/s."""
   gather = [Collective('all-gather', 32 * GB, 32)]
-  one, two = parse('v5e:4x4'), parse('v3:4x4')
-  each = roofline(0, 0, gather, two).links * two.chip.link
-  np.testing.assert_allclose(each, 2 * 31 / 15 * roofline(
-    0, 0, [Collective('all-gather', 16 * GB, 16)], one).links * one.chip.link)
+  assert np.isclose(roofline(0, 0, gather, parse('v3:4x4')).links, 30 / 200)
+  # 1 GB summed over 8x8 chips.
+  whole = [Collective('all-reduce', GB, 128)]
+  assert np.isclose(roofline(0, 0, whole, parse('v3:8x8')).links, 2 * 63 / 64 / 200)
+  within = [Collective('all-reduce', GB, 2)]
+  assert roofline(0, 0, within, parse('v3:8x8')).links == 0
 
 
 def test_repetition_and_slices():
