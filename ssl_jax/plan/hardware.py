@@ -97,7 +97,7 @@ class Target(NamedTuple):
 
   @property
   def name(self) -> str:
-    shape = 'x'.join(map(str, self.shape))
+    shape = 'x'.join(map(str, self.shape[self.shape[0] == 1 and not self.is_tpu:]))
     many = f'{self.slices} slices of ' if self.slices > 1 else ''
     return f'{many}{self.kind}:{shape}' if self.is_tpu else f'{shape}x{self.kind.upper()}'
 

@@ -9,10 +9,14 @@ import pytest
 from jax import lax
 from jax.sharding import PartitionSpec
 
+from ssl_jax import build
+from ssl_jax.cli.options import load_config, override
 from ssl_jax.models.network import from_linen
 from ssl_jax.models.resnet import resnet50
 from ssl_jax.parallel import make_mesh
 from ssl_jax.plan.arithmetic import Window, traced_flops
+from ssl_jax.plan.measure import without_recomputation
+from ssl_jax.plan.stand_in import shape_of_data
 from ssl_jax.types import Mode
 
 
@@ -129,3 +133,30 @@ def test_resnet50_forward():
   traced = jax.make_jaxpr(lambda p, s, x: net.apply(p, s, x, Mode()))(params, state, image)
   assert traced_flops(traced) == 2 * resnet50_products()
   assert 1 < 4.09e9 / resnet50_products() < 1.05
+
+
+def step_flops(name, *overrides):
+  """Of the whole train step of a config: views or masks, forward, backward, optimizer."""
+  config = without_recomputation(override(load_config(f'configs/{name}'), list(overrides)))
+  experiment = build.abstract(config, shape_of_data(config)[0], jax.devices())
+  program = experiment.program(config)
+  return config, traced_flops(program.step.trace(program.state, program.batch).jaxpr)
+
+
+def test_a_resnet50_step_against_its_closed_form():
+  """Three times the forward pass, for two views, without the gradient of the image."""
+  config, flops = step_flops('simclr_resnet50_imagenet.py', '--config.batch_size=16')
+  stem = sum(1 for out in range(112) for k in range(7) if 0 <= 2 * out - 3 + k < 224) ** 2 * 3 * 64
+  head = 2048 * 2048 + 2048 * 128
+  products = 3 * (resnet50_products() + head) - stem
+  np.testing.assert_allclose(flops, 2 * products * 2 * config.batch_size, rtol=0.03)
+
+
+def test_a_bert_base_step_against_its_closed_form():
+  """Per token and block 12 D^2 of weights and 2 T D of attention; the output layer at the masked
+  positions. Three times, nothing recomputed."""
+  config, flops = step_flops('bert_base_wikipedia.py:phase2', '--config.batch_size=16')
+  width, length, depth = 768, config.data.length, 12
+  blocks = length * depth * (12 * width ** 2 + 2 * length * width)
+  head = config.views.slots * (width ** 2 + width * config.network.vocabulary)
+  np.testing.assert_allclose(flops, 3 * 2 * (blocks + head) * config.batch_size, rtol=0.03)

@@ -30,6 +30,11 @@ def test_names(name, kind, shape, chips, devices):
   assert target.note
 
 
+def test_names_of_gpus():
+  assert [parse(name).name for name in ('h100', '1x8xA100', '4x8xH200')] == [
+    '1xH100', '8xA100', '4x8xH200']
+
+
 def test_several_slices():
   target = parse('v5e-16', slices=2)
   assert (target.chips, target.name) == (32, '2 slices of v5e:4x4')
