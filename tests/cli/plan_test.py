@@ -44,10 +44,8 @@ def test_as_json_over_two_slices(root):
 
 @needs_libtpu
 def test_what_does_not_fit_is_told(root):
-  result = plan(root, '--config=configs/bert_base_wikipedia.py:phase2', '--topology=v5e-1',
-                '--config.network.depth=2', '--config.network.scan=False', '--config.batch_size=2048')
+  result = plan(root, SMOKE, '--topology=v5e-1', '--config.batch_size=4000000')
   assert result.returncode == 2 and 'does NOT fit' in result.stdout and 'GiB too much' in result.stdout
-  assert 'taken to be' in result.stdout  # the data are not here
 
 
 @needs_libtpu
