@@ -18,7 +18,9 @@ EXPECTED = {
 SECONDS = 90  # what a whole notebook may take on two quiet cores; here the limit of each cell
 
 
-@each_notebook
+@pytest.mark.parametrize('path', [
+  pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == 'masked_lm' else ())
+  for path in NOTEBOOKS])
 def test_runs(path, tmp_path, monkeypatch):
   monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))

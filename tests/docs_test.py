@@ -1,5 +1,6 @@
 """What the documents show is what is executed."""
 
+import importlib.util
 import os
 import pathlib
 import re
@@ -38,10 +39,13 @@ def test_the_documents_show_the_example_that_runs(tag):
   assert excerpts()[tag].count('\n') <= 16  # ten lines or so
 
 
+needs_libtpu = pytest.mark.skipif(importlib.util.find_spec('libtpu') is None, reason='needs libtpu')
 # Configs of published encoders.
 RECIPES = ('bert_base_wikipedia', 'roberta_base', 'electra_small', 'modernbert_base',
            'bert_large_lamb_mlperf')
-EXECUTED = ('contrastive', 'data', 'text', 'recipes', 'evaluation', 'reuse', 'sweeps')
+EXECUTED = ('contrastive', 'data', 'recipes', 'evaluation', 'reuse', 'sweeps',
+            pytest.param('plan', marks=needs_libtpu),
+            pytest.param('text', marks=pytest.mark.slow))
 
 
 @pytest.fixture(scope='module')
