@@ -18,6 +18,32 @@ and no data are needed. Minutes for a large network. Exits with 2 where the conf
 
 
 def run(argv: list[str]) -> int:
+  parser = _parser()
+  args, config = parser.read(argv)
+  kinds = _check(parser, args, config)
+  targets = [parse(name, args.slices) for name in (args.topology or args.sweep).split(',')]
+  jax.config.update('jax_platforms', 'cpu')  # a TPU of this machine is not what is planned for
+  shape, data = shape_of_data(config, args.examples)
+  say = lambda line: print(line, file=sys.stderr, flush=True)
+  if args.sweep:
+    plans = list(search.sweep(config, shape, targets, say))
+    _print(args, [report.as_json(p, args.config, data) for p in plans], report.scaling(plans))
+    return 0 if all(plan.fits for plan in plans) else CONFIGURATION
+  target, = targets
+  if args.fit:
+    found = search.fit(config, shape, target, kinds, say)
+    _print(args, found.as_json(args.config, data), found.text(args.config, data))
+    return CONFIGURATION if found.best is None else 0
+  say(f'compiling for {target.name} ...')
+  plan = measure(config, shape, target)
+  words = report.text(plan, args.config, data)
+  if args.explain and plan.counts is not None:
+    words += '\n\n' + report.explain(plan)
+  _print(args, report.as_json(plan, args.config, data), words)
+  return 0 if plan.fits else CONFIGURATION
+
+
+def _parser() -> Parser:
   parser = Parser('plan', DESCRIPTION, with_config=True)
   parser.add_argument('--topology', metavar='NAME', help='v5e-128, v4-64, v3-32, v6e:4x8, v5p:4x4x4, '
                       'tpu7x:2x2x1, 8xH100, 4x8xH100 ...')
@@ -35,9 +61,15 @@ def run(argv: list[str]) -> int:
   parser.add_argument('--sweep', metavar='NAME,NAME,...', help='several machines, with the batch per '
                       'device of the first: weak scaling')
   parser.add_argument('--json', action='store_true', help='machine-readable, on stdout')
-  args, config = parser.read(argv)
+  return parser
+
+
+def _check(parser: Parser, args, config) -> list[str]:
+  """Refuses what does not go together; returns the settings that a search may change."""
   if config is None or not (args.topology or args.sweep):
     parser.error('needs --config=FILE.py and --topology=NAME, such as --topology=v5e-16')
+  if args.topology and ',' in args.topology:
+    parser.error('--topology is one machine; several are for --sweep')
   if args.sweep and (args.fit or args.topology):
     parser.error('--sweep names its machines itself and does not search; leave out --topology, --fit')
   if args.explain and (args.fit or args.sweep):
@@ -48,26 +80,7 @@ def run(argv: list[str]) -> int:
   kinds = [name for name in search.SETTINGS if getattr(args, name)]
   if kinds and not args.fit:
     parser.error(f'--{kinds[0]} belongs to --fit')
-  jax.config.update('jax_platforms', 'cpu')  # a TPU of this machine is not what is planned for
-  shape, data = shape_of_data(config, args.examples)
-  say = lambda line: print(line, file=sys.stderr, flush=True)
-  if args.sweep:
-    targets = [parse(name, args.slices) for name in args.sweep.split(',')]
-    plans = list(search.sweep(config, shape, targets, say))
-    _print(args, [report.as_json(p, args.config, data) for p in plans], report.scaling(plans))
-    return 0 if all(plan.fits for plan in plans) else CONFIGURATION
-  target = parse(args.topology, args.slices)
-  if args.fit:
-    found = search.fit(config, shape, target, kinds, say)
-    _print(args, found.as_json(args.config, data), found.text(args.config, data))
-    return CONFIGURATION if found.best is None else 0
-  say(f'compiling for {target.name} ...')
-  plan = measure(config, shape, target)
-  words = report.text(plan, args.config, data)
-  if args.explain and plan.counts is not None:
-    words += '\n\n' + report.explain(plan)
-  _print(args, report.as_json(plan, args.config, data), words)
-  return 0 if plan.fits else CONFIGURATION
+  return kinds
 
 
 def _print(args, numbers, words: str) -> None:
