@@ -50,6 +50,7 @@ def get_config(arg):
   return workdir
 
 
+@pytest.mark.slow
 def test_damaged_photographs_are_named_and_left_out(run, capsys):
   """Both tables come from the rows that can be read; numbers of the same step are kept."""
   assert main(['evaluate', f'--workdir={run}', *CACHE]) == 0

@@ -94,6 +94,7 @@ def test_data_of_ones_own(run, tmp_path, capsys):
   assert 'longer than the 128 positions' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_weights_of_hugging_face(run, tmp_path, capsys):
   folder, train = tmp_path / 'bert', table(tmp_path / 'a.tsv')
   a = dict(architecture='bert_tiny', vocabulary=8192, width=16, depth=1, heads=2, length=64)
@@ -159,6 +160,7 @@ def conll(path, count):
   return path
 
 
+@pytest.mark.slow
 def test_named_entities(run, tmp_path, capsys):
   for name, count in (('train', 20), ('valid', 4), ('test', 5)):
     conll(tmp_path / 'conll' / f'{name}.txt', count)

@@ -122,7 +122,8 @@ def test_chunks_of_both_towers_equal_the_whole_batch():
   jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, atol=1e-5 * norm), da, db)
 
 
-@pytest.mark.parametrize('implementation', ['gather', 'ring'])
+@pytest.mark.parametrize('implementation', [
+  pytest.param('gather', marks=pytest.mark.slow), 'ring'])
 def test_every_implementation_is_equal_on_8_devices(implementation):
   make = lambda on: clip.build(image_tower(), text=text_tower(), implementation=implementation,
                                on_batch=on)
