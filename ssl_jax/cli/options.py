@@ -81,9 +81,9 @@ def _set(config: ConfigDict, key: str, text: str) -> None:
 
 
 def _parse(key: str, text: str, old: Any) -> Any:
-  """`text` as a value of the type that `old` has; None may become anything."""
+  """`text` as a value of the type that `old` has; None may become anything, and anything 'none'."""
   if isinstance(old, str):
-    return text
+    return None if text.lower() == 'none' else text
   value = _literal(text)
   if isinstance(old, ConfigDict):
     if isinstance(value, dict):

@@ -31,6 +31,12 @@ def test_overrides_keep_types(config):
   assert config.batch_size == 16  # the original is untouched
 
 
+def test_a_string_can_be_unset():
+  config = load_config(str(pathlib.Path(DEMO).with_name('bert_base_wikipedia.py')) + ':phase2')
+  assert config.network.remat == 'dots'
+  assert override(config, ['--config.network.remat=none']).network.remat is None
+
+
 def test_an_argument_of_the_named_function_can_be_set_though_the_file_does_not(config):
   changed = override(config, ['--config.method.separate_views=true'])
   build.experiment(changed)
