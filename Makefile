@@ -35,7 +35,7 @@ test-all: $(VENV)/.installed-test
 	$(BIN)/ruff check .
 	$(TEST_ENV) $(BIN)/python -m pytest -n 2 --dist worksteal -m 'slow or not slow'
 
-# What the flagship configs cost when compiled for TPU slices; about half an hour on two cores.
+# What the flagship configs cost when compiled for TPU slices; minutes for each.
 budgets: $(VENV)/.installed-test
 	$(TEST_ENV) $(BIN)/python -m benchmarks.budgets
 

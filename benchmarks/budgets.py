@@ -4,9 +4,9 @@
 
 Compiles each case (`ssl_jax.plan`), compares it with benchmarks/budgets.json and fails where a figure
 grew by more than 2 %, or where the program breaks a promise (`broken_promises`). --update writes what
-it measures instead. Figures belong to versions of jax and libtpu: for others than the recorded ones
-nothing is compared. `make budgets` runs all cases, one to five minutes each on two cores; `make test`
-the cheap ones.
+it measures instead. Figures belong to versions of jax and libtpu; a case without a budget for those
+that are installed fails, too. `make budgets` runs all cases, one to sixteen minutes each when we
+tried; `make test` the cheap ones.
 """
 
 import argparse

@@ -37,7 +37,7 @@ class Work(NamedTuple):
   """One operation of the program and what it does in a step.
 
   flops, moved (bytes of HBM), cycles (the compiler's estimate, 0 without one): of one run.
-  times: how often it runs in a step. times_known: False in a loop whose length is not told.
+  times: how often it runs in a step; a loop whose length is not told counts once.
   """
 
   instruction: Instruction
@@ -45,7 +45,6 @@ class Work(NamedTuple):
   moved: float
   cycles: float
   times: float
-  times_known: bool
   collectives: tuple[Collective, ...] = ()
 
 
@@ -67,7 +66,7 @@ def count(program: Program, islands: Sequence[int] = ()) -> tuple[Counts, list[W
     islands: the slice (of GPUs: the host) of each device of the mesh, in its order; () is one.
   """
   walker = _Walker(program, np.asarray(islands if len(islands) else [0]))
-  works = list(walker.computation(program.computations[program.entry], 1.0, True))
+  works = list(walker.computation(program.computations[program.entry], 1.0))
   collectives = [c._replace(times=c.times * work.times) for work in works for c in work.collectives]
   return Counts(
     flops=sum(w.flops * w.times for w in works), moved=sum(w.moved * w.times for w in works),
@@ -82,20 +81,20 @@ class _Walker:
     self._program, self._islands, self.unknown_loops = program, islands, 0
     self._begun: dict[str, str] = {}  # part of a collective -> the operation that began it
 
-  def computation(self, c: Computation, times: float, known: bool) -> Iterator[Work]:
+  def computation(self, c: Computation, times: float) -> Iterator[Work]:
     for instruction in c.instructions.values():
       if instruction.opcode == 'while':
         trips = trip_count(self._program, c, instruction)
         self.unknown_loops += trips is None
         for key in ('body', 'condition'):
           inner = self._program.computations[instruction.called(key)]
-          yield from self.computation(inner, times * (trips or 1), known and trips is not None)
+          yield from self.computation(inner, times * (trips or 1))
       elif instruction.opcode == 'conditional':
-        yield from self._costliest(instruction, times, known)
+        yield from self._costliest(instruction, times)
       elif inner := self._wrapped(instruction):
-        yield from self.computation(self._program.computations[inner], times, known)
+        yield from self.computation(self._program.computations[inner], times)
       elif not _is_free(instruction):
-        yield self._work(c, instruction, times, known)
+        yield self._work(c, instruction, times)
 
   def _wrapped(self, instruction: Instruction) -> str | None:
     """The computation that a call runs, now or beside other work."""
@@ -104,15 +103,15 @@ class _Walker:
       return None
     return instruction.called('to_apply') or instruction.called('calls')
 
-  def _costliest(self, instruction: Instruction, times: float, known: bool) -> Iterator[Work]:
+  def _costliest(self, instruction: Instruction, times: float) -> Iterator[Work]:
     found = re.search(r'branch_computations=\{([^}]*)\}', instruction.attributes)
     names = re.findall(r'%?([\w.\-]+)', found[1]) if found else [
       instruction.called('true_computation'), instruction.called('false_computation')]
-    branches = [list(self.computation(self._program.computations[name], times, known))
+    branches = [list(self.computation(self._program.computations[name], times))
                 for name in names]
     yield from max(branches, key=lambda works: sum(w.flops + w.moved for w in works))
 
-  def _work(self, c: Computation, instruction: Instruction, times: float, known: bool) -> Work:
+  def _work(self, c: Computation, instruction: Instruction, times: float) -> Work:
     inside = self._inside(c, instruction)
     flops = sum(_flops(where, one) for where, one in inside)
     new = [one for _, one in inside if _kind(one) and not self._goes_on(one, instruction)]
@@ -123,7 +122,7 @@ class _Walker:
     moved = float(declared) if declared else self._moved(c, instruction, under_way)
     collectives = tuple(self._collective(one) for one in new)
     cycles = float(instruction.setting('estimated_cycles') or 0)
-    return Work(instruction, flops, moved, cycles, times, known, collectives)
+    return Work(instruction, flops, moved, cycles, times, collectives)
 
   def _goes_on(self, collective: Instruction, within: Instruction) -> bool:
     """Whether another operation than the one it is in began this collective."""

@@ -103,14 +103,14 @@ def collectives(plan: Plan) -> dict[str, tuple[float, float]]:
   return dict(sorted(found.items()))
 
 
-def explain(plan: Plan, inside: str = PACKAGE, count: int = 10) -> str:
+def explain(plan: Plan, count: int = 10) -> str:
   """The largest arrays and the dearest operations, with the lines that they come from."""
   chip = plan.target.chip
   lines = [f'the {count} largest arrays that the program writes to HBM (not all live at once)']
   seen = set()
   for work in sorted(plan.works, key=lambda w: -_largest(w)):
     size = _largest(work)
-    where = _where(plan, work, inside)
+    where = _where(plan, work)
     kind = work.instruction.type[:72]
     if (size, where) in seen:
       continue
@@ -122,7 +122,7 @@ def explain(plan: Plan, inside: str = PACKAGE, count: int = 10) -> str:
   for work in plan.works[:count]:
     arithmetic, memory = work.flops / chip.flops, work.moved / chip.hbm
     lines.append(f'  {work.times * max(arithmetic, memory) * 1e3:8.3f} ms in {work.times:.0f} runs, by '
-                 f'{"arithmetic" if arithmetic > memory else "HBM":<10} {_where(plan, work, inside)}')
+                 f'{"arithmetic" if arithmetic > memory else "HBM":<10} {_where(plan, work)}')
   lines += ['', 'by part: time at the peaks, one operation after the other; share of the HBM bytes']
   lines += [f'  {name:<28} {seconds * 1e3:9.3f} ms  {share:6.1%}'
             for name, (seconds, share) in parts(plan).items()]
@@ -153,9 +153,9 @@ def _largest(work: Work) -> float:
   return max((array.size for array in arrays if not array.on_chip), default=0.0)
 
 
-def _where(plan: Plan, work: Work, inside: str) -> str:
-  source = plan.program.source(work.instruction, inside)
-  place = source.removeprefix(inside) if source.startswith(inside) else source.rsplit('/', 1)[-1]
+def _where(plan: Plan, work: Work) -> str:
+  source = plan.program.source(work.instruction, PACKAGE)
+  place = source.removeprefix(PACKAGE) if source.startswith(PACKAGE) else source.rsplit('/', 1)[-1]
   name = work.instruction.setting('op_name') or work.instruction.name
   return f'{place or "(made by the compiler)"} {"/".join(name.split("/")[-3:])}'
 
