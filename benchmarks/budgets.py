@@ -108,10 +108,9 @@ def _all_reduced(plan: Plan) -> float:
 
 
 def _is_logits(shape: tuple[int, ...], config, plan: Plan) -> bool:
-  """A row of the vocabulary for every position of a device's rows."""
-  tokens = plan.batch_size // plan.target.devices * config.data.length
-  return len(shape) > 1 and max(shape) >= config.views.vocabulary and (
-    math.prod(shape) // max(shape) >= tokens)
+  """A row of the vocabulary, padded to lanes, for every position of a device's rows."""
+  tokens, least = plan.batch_size // plan.target.devices * config.data.length, config.views.vocabulary
+  return any(least <= n < least + 256 and math.prod(shape) // n >= tokens for n in shape)
 
 
 def _arrays(plan: Plan) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -18,7 +18,7 @@ from jax import lax
 from jax.experimental import mesh_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from ssl_jax.types import AxisName, PyTree
+from ssl_jax.types import AxisName, Mode, PyTree
 
 # Mesh axes over which a batch is spread; a 'tensor' axis holds copies of the same rows.
 BATCH_AXES = ('data', 'fsdp')
@@ -105,6 +105,11 @@ class Placement(NamedTuple):
     *specs, out = [PartitionSpec(axis) if axis else PartitionSpec() for axis in axes]
     return jax.shard_map(partial(function, axis_name=self.axes), mesh=self.mesh,
                          in_specs=tuple(specs), out_specs=out)
+
+
+  def mode(self, train: bool = False) -> Mode:
+    """How a network runs on a batch that is placed so."""
+    return Mode(train, self.axis_name, mesh=self.mesh)
 
 
 local = Placement()

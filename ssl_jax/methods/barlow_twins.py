@@ -8,7 +8,7 @@ Reference: Zbontar et al., Barlow Twins, arXiv:2103.03230.
 from ssl_jax.losses.redundancy import barlow_twins
 from ssl_jax.models.network import apply_views, evaluated
 from ssl_jax.parallel import Placement, local
-from ssl_jax.types import Method, Mode, Network
+from ssl_jax.types import Method, Network
 
 # The sums of gradients, of BatchNorm statistics and of correlations.
 COLLECTIVES = frozenset({'all-reduce'})
@@ -27,7 +27,7 @@ def build(
       out again except in biases.
     on_batch: see `ssl_jax.parallel`.
   """
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
 
   def init(key, batch):
     return net.init(key, batch['views'][:, 0])

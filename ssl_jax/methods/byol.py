@@ -46,7 +46,7 @@ def build(
   if not 0 <= momentum <= 1:
     raise ValueError(f'momentum must be in [0, 1], got {momentum}')
   tau = schedule(momentum_schedule, momentum, 1., steps)
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
 
   def init(key, batch):
     keys = jax.random.split(key, 3)

@@ -65,7 +65,7 @@ def build(
   warmup = max(1, round(warmup_teacher_epochs * epoch))
   start = warmup_teacher_temperature if warmup_teacher_epochs else teacher_temperature
   sharpness = schedule('linear', start, teacher_temperature, warmup)
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
 
   def init(key, batch):
     view = batch['views'][:, 0]
@@ -76,7 +76,7 @@ def build(
 
   def teach(teacher, views, key):
     """(logits [B, C, K], the teacher's new state) without gradient."""
-    mode = train if jax.tree.leaves(teacher['state']) else Mode()
+    mode = train if jax.tree.leaves(teacher['state']) else on_batch.mode()
     outputs, seen = apply_views(net, teacher['params'], teacher['state'], views, mode, key=key)
     return jax.lax.stop_gradient(jnp.stack([z for _, z in outputs], axis=1)), seen
 

@@ -18,7 +18,7 @@ import optax
 from ssl_jax.losses.language import tokens
 from ssl_jax.losses.prediction import sample_tokens
 from ssl_jax.parallel import Placement, local, weighted_mean
-from ssl_jax.types import Batch, Method, Mode, Network, PyTree
+from ssl_jax.types import Batch, Method, Network, PyTree
 
 # The sums of the losses, of their weights and of gradients; replacing tokens stays on their device.
 COLLECTIVES = frozenset({'all-reduce'})
@@ -60,8 +60,8 @@ def build(net: Network, *, generator: Network, weight: float = 50., chunk: int |
   """
   if net.readout is None or generator.readout is None:
     raise ValueError('electra needs language models; use config.network.name=transformer')
-  train = Mode(train=True, axis_name=on_batch.axis_name, mesh=on_batch.mesh)
-  at_rest = Mode(mesh=on_batch.mesh)
+  train = on_batch.mode(train=True)
+  at_rest = on_batch.mode()
   masked_lm = tokens(on_batch, chunk=chunk, vocabulary_axis=vocabulary_axis)
   discriminate = on_batch(_discrimination)
 

@@ -57,7 +57,7 @@ def build(
       are no batches, or whose devices do not divide n.
   """
   _check(examples, objective, negatives, temperature, momentum, proximal)
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
   draw = partial(_scores, draws=negatives or 0, examples=examples, bank_axis=bank_axis)
   score = on_batch.manual(draw, (bank_axis, ROWS, ROWS, None), ROWS)
   lse = on_batch.manual(partial(bank_lse, bank_axis=bank_axis), (bank_axis, ROWS), ROWS)

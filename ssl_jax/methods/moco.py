@@ -59,7 +59,7 @@ def build(
     raise ValueError(f'queue_axis is {queue_axis!r}, but there is no queue')
   if queue is None:
     return _end_to_end(net, temperature, symmetric, on_batch)
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
   contrast = on_batch(partial(queue_nce, temperature=temperature, queue_axis=queue_axis), shared=1,
                       shared_axis=queue_axis)
   put = partial(enqueue, axis_name=on_batch.axis_name)
@@ -102,7 +102,7 @@ def build(
 
 def _end_to_end(net: Network, temperature: float, symmetric: bool, on_batch: Placement) -> Method:
   contrast = on_batch(partial(info_nce, temperature=temperature))
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
 
   def init(key, batch):
     params, state = net.init(key, batch['views'][:, 0])

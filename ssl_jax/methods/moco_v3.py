@@ -49,7 +49,7 @@ def build(
     raise ValueError('moco_v3 needs temperature > 0 and momentum in [0, 1], got '
                      f'{temperature} and {momentum}')
   pace = schedule(momentum_schedule, momentum, 1., steps)
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
   contrast = on_batch(partial(info_nce, temperature=temperature))
 
   def init(key, batch):

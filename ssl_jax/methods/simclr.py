@@ -10,7 +10,7 @@ from functools import partial
 from ssl_jax.losses.contrastive import nt_xent
 from ssl_jax.models.network import apply_views, evaluated
 from ssl_jax.parallel import Placement, local
-from ssl_jax.types import Method, Mode, Network
+from ssl_jax.types import Method, Network
 
 # Gathered views; the sums of gradients and of BatchNorm statistics.
 COLLECTIVES = frozenset({'all-gather', 'all-reduce'})
@@ -31,7 +31,7 @@ def build(
   if temperature <= 0:
     raise ValueError(f'temperature must be positive, got {temperature}')
   contrast = on_batch(partial(nt_xent, temperature=temperature))
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
 
   def init(key, batch):
     return net.init(key, batch['views'][:, 0])

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from ssl_jax.losses.contrastive import sup_con
 from ssl_jax.models.network import apply_views, evaluated
 from ssl_jax.parallel import Placement, local
-from ssl_jax.types import Method, Mode, Network
+from ssl_jax.types import Method, Network
 
 # Gathered views and labels; the sums of gradients and of BatchNorm statistics.
 COLLECTIVES = frozenset({'all-gather', 'all-reduce'})
@@ -34,7 +34,7 @@ def build(net: Network, *, temperature: float = 0.1, on_batch: Placement = local
   if temperature <= 0:
     raise ValueError(f'temperature must be positive, got {temperature}')
   contrast = on_batch(partial(sup_con, temperature=temperature))
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
 
   def init(key, batch):
     return net.init(key, batch['views'][:, 0])

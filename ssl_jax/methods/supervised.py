@@ -11,7 +11,7 @@ from functools import partial
 from ssl_jax.losses.classification import accuracy, cross_entropy
 from ssl_jax.models.network import apply_views, evaluated
 from ssl_jax.parallel import Placement, local
-from ssl_jax.types import Method, Mode, Network
+from ssl_jax.types import Method, Network
 
 # The sums of gradients, of BatchNorm statistics and of the loss.
 COLLECTIVES = frozenset({'all-reduce'})
@@ -32,7 +32,7 @@ def build(net: Network, *, smoothing: float = 0.0, on_batch: Placement = local) 
     raise ValueError(f'smoothing must be in [0, 1), got {smoothing}')
   classify = on_batch(partial(cross_entropy, smoothing=smoothing))
   correct = on_batch(accuracy)
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
 
   def init(key, batch):
     return net.init(key, batch['views'][:, 0])

@@ -56,7 +56,7 @@ def build(
   _check(prototypes, temperature, epsilon, queue)
   if queue and steps_per_epoch is None:
     raise ValueError('a queue needs steps_per_epoch, to know when it starts to count')
-  train = Mode(train=True, axis_name=on_batch.axis_name)
+  train = on_batch.mode(train=True)
   code = partial(sinkhorn, epsilon=epsilon, iterations=iterations, axis_name=on_batch.axis_name)
   put = jax.vmap(partial(enqueue, axis_name=on_batch.axis_name), (0, 0, None))
 

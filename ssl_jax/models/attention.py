@@ -6,32 +6,33 @@ A token sees those of its own segment (document), with `causal` only itself and 
 `window` only those at most window // 2 away.
 """
 
+from functools import partial, reduce
 from typing import Any
 
 import jax
 import jax.numpy as jnp
-from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh, PartitionSpec
 
 from ssl_jax.models.dropout import Drop
+from ssl_jax.models.fused_attention import fits, fused_attention
 from ssl_jax.parallel import batch_axes
+from ssl_jax.types import Mode
 
-IMPLEMENTATIONS = ('auto', 'plain', 'rows', 'xla', 'cudnn', 'splash')
-# Below this length the plain form is as good on a TPU: at 512 tokens it takes 50 MB where splash
-# takes 2, at 4096 9 GB where splash takes 0.8 (compiled for a v5e, 8 x 12 heads of 64).
+IMPLEMENTATIONS = ('auto', 'plain', 'xla', 'cudnn', 'splash', 'fused')
+ALONE = Mode()  # rows of one device, or spread in a way that nothing tells
+DROPPING = ('auto', 'plain', 'fused')
+# From this length splash, which takes keys in blocks, is made for the rows; below, our kernel.
 SPLASH_LENGTH = 1024
-# Bytes of logits, float32, that 'rows' makes at a time: they stay in a TPU's on-chip memory.
-TURN = 16 << 20
-# The name of what 'rows' gives, for policies of rematerialisation: it recomputes its inside anyway, so
-# a block that is computed again should not do so twice.
+# The name of what a kernel gives, for policies of rematerialisation: its backward pass computes the
+# weights again anyway, so a block that is computed again should not do so twice.
 KEPT = 'attended'
 
 
 def attention(
     q: jax.Array, k: jax.Array, v: jax.Array, *, segments: jax.Array | None = None,
     causal: bool = False, window: int | None = None, drop: Drop | None = None,
-    implementation: str = 'plain', mesh: Mesh | None = None,
+    implementation: str = 'plain', mode: Mode = ALONE,
 ) -> jax.Array:
   """Attention of q [B, T, heads, D] to k, v [B, S, heads, D], its softmax in float32 or wider.
 
@@ -41,12 +42,14 @@ def attention(
       of its own, so that its rows are finite.
     causal: a token does not see later ones.
     window: it does not see those further than window // 2 away.
-    drop: dropout of the weights; only the forms plain and rows know it.
-    implementation: of the same function. 'plain' is the formula, in any dtype; 'rows' is the formula
-      for some rows of the batch at a time, and once more in the backward pass; 'xla' and 'cudnn' are
-      `jax.nn.dot_product_attention`, whose softmax is float32 also for float64; 'splash' is JAX's
-      TPU kernel, whose memory does not grow with T S; 'auto' takes what the platform is best at.
-    mesh: where rows are global arrays on a mesh, which 'rows' and 'splash' must be told.
+    drop: dropout of the weights; only the forms plain and fused know it.
+    implementation: of the same function. 'plain' is the formula, in any dtype; 'fused' is a TPU kernel
+      of ours that takes whole rows of keys; 'splash' is JAX's TPU kernel, whose memory does not grow
+      with T S; 'xla' and 'cudnn' are `jax.nn.dot_product_attention`, whose softmax is float32 also for
+      float64; 'auto' takes what the platform is best at.
+    mode: tells how rows lie: spread over its mesh, or those of this device (`axis_name`). The
+      compiler cannot partition a TPU's kernels, so without either 'auto' takes none, and one that is
+      asked for must be on one device.
 
   Raises:
     ValueError: an unknown implementation, or one that cannot do what is asked.
@@ -54,53 +57,39 @@ def attention(
   if implementation not in IMPLEMENTATIONS:
     raise ValueError(f'attention implementation must be one of {IMPLEMENTATIONS}, '
                      f'not {implementation!r}')
-  if drop is not None and implementation not in ('auto', 'plain', 'rows'):
-    raise ValueError(f'attention dropout needs the implementation plain or rows, not '
+  if drop is not None and implementation not in DROPPING:
+    raise ValueError(f'attention dropout needs the implementation plain or fused, not '
                      f'{implementation}')
-  seen = dict(segments=segments, causal=causal, window=window)
   if implementation == 'auto':
-    return _by_platform(q, k, v, drop, seen, mesh)
+    implementation = _best(q, k, drop is not None, mode)
+  seen = dict(segments=segments, causal=causal, window=window)
   if implementation == 'plain':
     return _plain(q, k, v, _mask(q, k, **seen), drop)
-  if implementation == 'rows':
-    return _rows(q, k, v, drop, mesh=mesh, **seen)
   if implementation == 'splash':
-    return _splash(q, k, v, mesh=mesh, **seen)
+    return _on_each_device(partial(_splash, causal=causal, window=window), mode.mesh,
+                           q, k, v, segments, None)
+  if implementation == 'fused':
+    return _on_each_device(partial(fused_attention, causal=causal, window=window), mode.mesh,
+                           q, k, v, segments, drop)
   return jax.nn.dot_product_attention(
     q, k, v, mask=_mask(q, k, **seen), implementation=implementation)
 
 
-def _by_platform(q, k, v, drop, seen, mesh):
-  def plain(q, k, v):
-    return _plain(q, k, v, _mask(q, k, **seen), drop)
-
-  def cudnn(q, k, v):
-    return jax.nn.dot_product_attention(q, k, v, mask=_mask(q, k, **seen), implementation='cudnn')
-
-  def splash(q, k, v):
-    return _splash(q, k, v, mesh=mesh, **seen)
-
-  def rows(q, k, v):
-    return _rows(q, k, v, drop, mesh=mesh, **seen)
-
-  choices = {}
-  # Tracing it asks for cuDNN, which is only where a GPU is: programs compiled elsewhere go without.
+def _best(q, k, drops: bool, mode: Mode) -> str:
+  """The implementation that 'auto' is here."""
   half = q.dtype in (jnp.bfloat16, jnp.float16)
-  if drop is None and half and jax.default_backend() == 'gpu':
-    choices['cuda'] = cudnn
-  if q.shape[1] >= SPLASH_LENGTH and q.shape == k.shape:
-    if drop is not None:
-      choices['tpu'] = rows
-    elif q.shape[1] % 128 == 0:
-      choices['tpu'] = splash
-  if not choices:
-    return plain(q, k, v)
-  return lax.platform_dependent(q, k, v, default=plain, **choices)
-
-
-def _logits_of_row(q, k) -> int:
-  """Bytes."""
-  return 4 * q.shape[2] * q.shape[1] * k.shape[1]
+  # Tracing cuDNN's asks for it, which is only where a GPU is: programs compiled elsewhere go without.
+  if not drops and half and jax.default_backend() == 'gpu':
+    return 'cudnn'
+  if mode.mesh is None and mode.axis_name is None or q.shape != k.shape or q.dtype == jnp.float64:
+    return 'plain'
+  platform = jax.default_backend() if mode.mesh is None else mode.mesh.devices.flat[0].platform
+  if platform != 'tpu':
+    return 'plain'
+  length = q.shape[1]
+  if not drops and length >= SPLASH_LENGTH and length % 128 == 0:
+    return 'splash'
+  return 'fused' if fits(length, drops) else 'plain'
 
 
 def _mask(q, k, segments, causal, window) -> jax.Array | None:
@@ -113,12 +102,7 @@ def _mask(q, k, segments, causal, window) -> jax.Array | None:
     masks.append((j <= i)[None, None])
   if window is not None:
     masks.append((abs(i - j) <= window // 2)[None, None])
-  if not masks:
-    return None
-  mask = masks[0]
-  for other in masks[1:]:
-    mask = mask & other
-  return mask
+  return reduce(jnp.logical_and, masks) if masks else None
 
 
 def _plain(q, k, v, mask, drop):
@@ -133,51 +117,24 @@ def _plain(q, k, v, mask, drop):
   return jnp.einsum('bhqk,bkhd->bqhd', weights.astype(v.dtype), v)
 
 
-def _rows(q, k, v, drop, *, segments, causal, window, mesh):
-  """`_plain` for a few rows at a time, in shard_map where rows are spread over a mesh, lest a loop over
-  them gathers them. Nothing [T, S] is kept for the backward pass.
+def _on_each_device(kernel, mesh: Mesh | None, q, k, v, segments, drop):
+  """`kernel` of rows that may be spread over a mesh: the compiler cannot partition it by itself."""
+  key, rate, numbers = drop or (None, None, None)
 
-  For memory, not for speed: at 512 tokens with dropout it takes 41 instead of 65 GB of HBM traffic
-  (3 blocks of BERT base, 64 rows, v5e), but the compiler expects 23 % more cycles, most of them for
-  random numbers.
-  """
-  key, numbers = (None, None) if drop is None else (drop.key, drop.rows)
+  def local(q, k, v, segments, key, numbers):
+    drop = None if key is None else Drop(key, rate, numbers)
+    return kernel(q, k, v, segments=segments, drop=drop)
 
-  def local(q, k, v, segments, numbers, key):
-    @jax.checkpoint
-    def turn(row):
-      q, k, v, segments, number = jax.tree.map(lambda x: x[None], row)
-      mask = _mask(q, k, segments, causal, window)
-      return _plain(q, k, v, mask, drop and drop._replace(key=key, rows=number))[0]
-
-    at_once = min(TURN // _logits_of_row(q, k), len(q))
-    return lax.map(turn, (q, k, v, segments, numbers), batch_size=at_once if at_once > 1 else None)
-
-  if mesh is None or mesh.size == 1:
-    return checkpoint_name(local(q, k, v, segments, numbers, key), KEPT)
-  spread = PartitionSpec(batch_axes(mesh))
-  arguments = (q, k, v, segments, numbers, key)
-  specs = [None if x is None else PartitionSpec() if x is key else spread for x in arguments]
-  mapped = jax.shard_map(local, mesh=mesh, in_specs=tuple(specs), out_specs=spread,
-                         axis_names=set(batch_axes(mesh)), check_vma=False)
-  return checkpoint_name(mapped(*arguments), KEPT)
+  arguments = (q, k, v, segments, key, numbers)
+  if mesh is not None and mesh.size > 1:
+    rows = PartitionSpec(batch_axes(mesh))
+    specs = tuple(None if x is None else PartitionSpec() if x is key else rows for x in arguments)
+    local = jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+  return checkpoint_name(local(*arguments), KEPT)
 
 
-def _splash(q, k, v, *, segments, causal, window, mesh):
-  """JAX's splash attention, in shard_map where the rows are spread over a mesh: a kernel cannot be
-  partitioned by the compiler."""
-  def local(q, k, v, segments):
-    return _splash_rows(q, k, v, segments, causal=causal, window=window)
-
-  if mesh is None or mesh.size == 1:
-    return local(q, k, v, segments)
-  rows = PartitionSpec(batch_axes(mesh))
-  specs = (rows, rows, rows, None if segments is None else rows)
-  return jax.shard_map(local, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)(
-    q, k, v, segments)
-
-
-def _splash_rows(q, k, v, segments, *, causal, window):
+def _splash(q, k, v, *, segments, drop, causal, window):
+  """JAX's splash attention, which knows no dropout."""
   from jax.experimental.pallas.ops.tpu import splash_attention as splash
   length, heads = q.shape[1], q.shape[2]
   if length % 128:

@@ -87,13 +87,23 @@ def fixed_parameters(module: nn.Module, params: PyTree) -> PyTree:
 
 
 class WithHead(nn.Module):
-  """x -> (representation h, projection z = head(h)); evaluation uses h, the objective z."""
+  """x -> (representation h, projection z = head(h)); evaluation uses h, the objective z.
+
+  Of a tuple of crops of several sizes, [B, V, ...] each, the backbone sees one size after the other,
+  and the head all of them at once: so do SwAV and DINO, and SwAV's head normalises over them.
+  """
 
   backbone: nn.Module
   head: nn.Module
 
-  def __call__(self, x: jax.Array, mode: Mode) -> tuple[jax.Array, jax.Array]:
-    h = self.backbone(x, mode)
+  def __call__(self, x: jax.Array | tuple[jax.Array, ...], mode: Mode
+               ) -> tuple[jax.Array, jax.Array]:
+    if isinstance(x, tuple):
+      seen = [self.backbone(fold(crops), mode) for crops in x]
+      h = fold(jnp.concatenate([rows.reshape(len(crops), -1, rows.shape[-1])
+                                for rows, crops in zip(seen, x)], axis=1))
+    else:
+      h = self.backbone(x, mode)
     z = self.head(h, mode)
     self.sow('intermediates', 'representation', h)
     self.sow('intermediates', 'projection', z)
@@ -124,9 +134,7 @@ def apply_views(net: Network, params: PyTree, state: PyTree, views: jax.Array, m
   count = views.shape[1]
   if not separate:
     outputs, state = net.apply(params, state, fold(views), mode, key=key)
-    leaves, structure = jax.tree.flatten(outputs)
-    per_view = zip(*[unfold(leaf, count) for leaf in leaves])
-    return tuple(structure.unflatten(leaves) for leaves in per_view), state
+    return _per_view(outputs, count), state
   outputs = []
   for v in range(count):
     view_key = None if key is None else jax.random.fold_in(key, v)
@@ -137,14 +145,21 @@ def apply_views(net: Network, params: PyTree, state: PyTree, views: jax.Array, m
 
 def apply_crops(net: Network, params: PyTree, state: PyTree, batch: Mapping[str, jax.Array],
                 mode: Mode, *, key: jax.Array) -> tuple[tuple, PyTree]:
-  """`apply_views` of 'views' and then, if there are any, of the smaller 'local_views': one forward
-  for each size. The outputs of all crops, the large ones first, and the state."""
-  outputs = ()
-  for field, use in zip(('views', 'local_views'), jax.random.split(key)):
-    if field in batch:
-      some, state = apply_views(net, params, state, batch[field], mode, key=use)
-      outputs += some
-  return outputs, state
+  """`apply_views` of 'views' and, if there are any, of the smaller 'local_views': see `WithHead`.
+
+  Returns:
+    (outputs, state): of all crops, the large ones first.
+  """
+  if 'local_views' not in batch:
+    return apply_views(net, params, state, batch['views'], mode, key=key)
+  sizes = batch['views'], batch['local_views']
+  outputs, state = net.apply(params, state, sizes, mode, key=key)
+  return _per_view(outputs, sum(crops.shape[1] for crops in sizes)), state
+
+
+def _per_view(outputs: PyTree, count: int) -> tuple:
+  leaves, structure = jax.tree.flatten(outputs)
+  return tuple(structure.unflatten(each) for each in zip(*[unfold(x, count) for x in leaves]))
 
 
 def language_method(name: str, net: Network, objective: Any, on_batch: Placement) -> Method:
@@ -162,8 +177,8 @@ def language_method(name: str, net: Network, objective: Any, on_batch: Placement
   """
   if net.readout is None:
     raise ValueError(f'{name} needs a language model; use config.network.name=transformer')
-  train = Mode(train=True, axis_name=on_batch.axis_name, mesh=on_batch.mesh)
-  at_rest = Mode(mesh=on_batch.mesh)
+  train = on_batch.mode(train=True)
+  at_rest = on_batch.mode()
 
   def loss(params, state, batch, *, key, step):
     del step

@@ -75,7 +75,7 @@ def image_text_method(net: Network, text: Network, contrast: Callable, scalars: 
     after: see `Method`.
   """
   head = on_batch(contrast, shared=len(scalars))
-  train = Mode(train=True, axis_name=on_batch.axis_name, mesh=on_batch.mesh)
+  train = on_batch.mode(train=True)
 
   def init(key, batch):
     keys = jax.random.split(key)

@@ -218,14 +218,15 @@ class Block(nn.Module):
   def _attend(self, h, segments, rotation):
     a, (batch, length, width) = self.architecture, h.shape
     qkv = dense(a, 3 * width, self.dtype, 'qkv')(h)
-    q, k, v = jnp.moveaxis(qkv.reshape(batch, length, 3, a.heads, -1), 2, 0)
+    # Split first: XLA then leaves the columns of a head where they are.
+    q, k, v = (x.reshape(batch, length, a.heads, -1) for x in jnp.split(qkv, 3, axis=-1))
     if rotation is not None:
       q, k = (_rotated(x, rotation) for x in (q, k))
     drop = None
     if a.attention_dropout and drops(self.mode):
       drop = drop_rows(_dropout_key(self), batch, a.attention_dropout, self.mode)
     y = attention(q, k, v, segments=segments, causal=a.causal, window=self.window, drop=drop,
-                  implementation=self.attention, mesh=self.mode.mesh)
+                  implementation=self.attention, mode=self.mode)
     return self._residual('proj')(y.reshape(h.shape))
 
   def _perceptron(self, h):

@@ -116,8 +116,8 @@ class Block(nn.Module):
     width = x.shape[-1]
     y = _layer_norm(self.dtype, 'norm1')(x)
     y = self._dense(3 * width, 'qkv', use_bias=self.qkv_bias)(y)
-    q, k, v = jnp.moveaxis(y.reshape(*y.shape[:2], 3, self.heads, -1), 2, 0)
-    y = attention(q, k, v).reshape(x.shape)
+    q, k, v = (y.reshape(*y.shape[:2], self.heads, -1) for y in jnp.split(y, 3, axis=-1))
+    y = attention(q, k, v, implementation='auto', mode=mode).reshape(x.shape)
     x = x + self._dropped(self._dense(width, 'proj')(y), mode)
     y = _layer_norm(self.dtype, 'norm2')(x)
     y = nn.gelu(self._dense(4 * width, 'fc1')(y), approximate=False)

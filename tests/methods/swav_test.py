@@ -21,9 +21,13 @@ BATCH = {'views': RNG.uniform(size=(ROWS, 2, 8, 8, 1)).astype(np.float32),
          'local_views': RNG.uniform(size=(ROWS, 3, 4, 4, 1)).astype(np.float32)}
 
 
+def parts(**batch_norm):
+  return (convnet(channels=(4,), strides=(2,), batch_norm=batch_norm),
+          heads.swav(hidden=6, out=DIM, batch_norm=batch_norm))
+
+
 def network(**batch_norm):
-  return from_linen(with_head(convnet(channels=(4,), strides=(2,), batch_norm=batch_norm),
-                              heads.swav(hidden=6, out=DIM, batch_norm=batch_norm)))
+  return from_linen(with_head(*parts(**batch_norm)))
 
 
 NET = network()
@@ -46,14 +50,17 @@ def run(made, params, state, batch=BATCH, step=0):
 
 
 def embeddings(params, batch=BATCH):
-  """z [B, V, D], one forward per size."""
-  net, state = params['net'], NET.init(jax.random.key(0), BATCH['views'][:, 0])[1]
-  found = []
-  for views in batch.values():
-    rows = views.reshape(-1, *views.shape[2:])
-    (_, z), _ = NET.apply(net, state, rows, Mode(train=True))
-    found.append(np.asarray(z).reshape(ROWS, -1, DIM))
-  return np.concatenate(found, 1)
+  """z [B, V, D] as the authors have it: the backbone sees one size after the other, and the head, whose
+  BatchNorm spans all crops, their features one crop after the other."""
+  def run(module, name, rows):
+    variables = module.init(jax.random.key(0), rows, Mode()) | {'params': params['net'][name]}
+    return module.apply(variables, rows, Mode(train=True), mutable=['batch_stats'])[0]
+
+  backbone, head = parts()
+  by_size = [np.concatenate(np.moveaxis(views, 1, 0)) for views in batch.values()]
+  features = np.concatenate([run(backbone, 'backbone', rows) for rows in by_size])
+  z = run(head, 'head', features)
+  return np.moveaxis(np.asarray(z).reshape(-1, ROWS, DIM), 0, 1)
 
 
 def test_the_loss_is_that_of_all_crops_with_codes_of_the_large_ones():

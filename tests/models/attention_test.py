@@ -1,9 +1,6 @@
 """Attention against its formula, one token of one head of one example after the other."""
 
-import os
-import re
-import subprocess
-import sys
+import math
 from functools import partial
 
 import jax
@@ -11,10 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from jax.experimental.pallas.ops.tpu import splash_attention as splash
+from jax.sharding import NamedSharding, PartitionSpec
 
+from ssl_jax.models import fused_attention
 from ssl_jax.models.attention import attention
 from ssl_jax.models.dropout import Drop
 from ssl_jax.parallel import make_mesh
+from ssl_jax.plan import compiler
+from ssl_jax.plan.hardware import parse
+from ssl_jax.types import Mode
 
 # 256 tokens in three documents and padding, for the TPU kernel: its length is a multiple of 128.
 DOCUMENTS = np.array([[1] * 100 + [2] * 60 + [3] * 70 + [0] * 26, [1] * 256], np.int32)
@@ -68,7 +70,7 @@ def test_half_precision_has_a_softmax_in_float32():
 
 
 @each_mask
-@pytest.mark.parametrize('implementation', ['plain', 'rows', 'xla', 'auto'])
+@pytest.mark.parametrize('implementation', ['plain', 'xla', 'auto'])
 def test_documents_causality_and_windows(seen, implementation):
   q, k, v = (x.astype(np.float32) for x in operands(8, 8))
   segments = np.array([[1, 1, 1, 2, 2, 2, 2, 0], [1] * 8], np.int32)
@@ -80,7 +82,7 @@ def test_documents_causality_and_windows(seen, implementation):
 DROP = Drop(jax.random.key(3), .25, jnp.arange(7, 9, dtype=jnp.uint32))
 
 
-@pytest.mark.parametrize('implementation', ['auto', 'plain', 'rows'])
+@pytest.mark.parametrize('implementation', ['auto', 'plain'])
 def test_dropped_weights_are_not_normalised_again(implementation):
   q, k, v = operands()
   with jax.enable_x64(True):
@@ -91,39 +93,10 @@ def test_dropped_weights_are_not_normalised_again(implementation):
 
 
 @pytest.mark.parametrize('implementation', ['xla', 'cudnn', 'splash'])
-def test_only_the_plain_forms_drop(implementation):
+def test_others_do_not_drop(implementation):
   q, k, v = map(jnp.asarray, operands())
-  with pytest.raises(ValueError, match=f'implementation plain or rows, not {implementation}'):
+  with pytest.raises(ValueError, match=f'implementation plain or fused, not {implementation}'):
     attention(q, k, v, drop=DROP, implementation=implementation)
-
-
-@pytest.mark.parametrize('mesh', [None, {'data': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}], ids=str)
-def test_row_by_row_equals_plain_attention(mesh):
-  """Value and gradient, 16 rows of 12 tokens, on one device and spread."""
-  mesh = mesh and make_mesh(mesh)
-  rng = np.random.default_rng(0)
-  q, k, v, g = rng.normal(size=(4, 16, 12, 2, 4)).astype(np.float32)
-  segments = rng.integers(0, 3, (16, 12))
-  drop = Drop(jax.random.key(1), .1, jnp.arange(16, dtype=jnp.uint32))
-
-  def run(implementation, mesh):
-    total = lambda *qkv: (attention(*qkv, segments=jnp.asarray(segments), causal=True, drop=drop,
-                                    implementation=implementation, mesh=mesh) * g).sum()
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
-
-  close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
-  jax.tree.map(close, run('rows', mesh), run('plain', None))
-
-
-def test_long_rows_with_dropout_go_one_by_one_on_a_tpu():
-  def loops(length, platform):
-    shapes = [jax.ShapeDtypeStruct((4, length, 2, 64), jnp.bfloat16)] * 3
-    drop = Drop(jax.random.key(0), .1, jnp.arange(4, dtype=jnp.uint32))
-    return jax.jit(partial(attention, implementation='auto', drop=drop)).trace(*shapes).lower(
-      lowering_platforms=(platform,)).as_text().count('stablehlo.while')
-
-  assert loops(512, 'tpu') == 0 < loops(1024, 'tpu')
-  assert loops(512, 'cpu') == loops(1024, 'cpu')  # those of the random numbers
 
 
 def test_wrong_arguments_are_refused():
@@ -132,72 +105,133 @@ def test_wrong_arguments_are_refused():
     attention(q, k, v, implementation='flash')
   with pytest.raises(ValueError, match='multiple of 128, not 6'):
     attention(q, k, v, implementation='splash')
+  with pytest.raises(ValueError, match='with dropout a multiple of 64; not 6 queries and 6 keys'):
+    attention(q, k, v, drop=DROP, implementation='fused')
+  with pytest.raises(ValueError, match='not 5 queries and 6 keys'):
+    attention(q[:, :5], k, v, implementation='fused')
 
 
-# --- the TPU kernel -------------------------------------------------------------------------------
+# --- the kernels of TPUs --------------------------------------------------------------------------
+
+
+def value_and_gradients(implementation, qkvg, mesh=None, **arguments):
+  *qkv, g = qkvg
+  way = partial(attention, implementation=implementation, mode=Mode(mesh=mesh), **arguments)
+  total = lambda *qkv: (way(*qkv) * g).sum()
+  return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(*qkv)
+
+
+def assert_equal_to_plain(implementation, shape, mesh=None, **arguments):
+  qkvg = np.random.default_rng(0).normal(size=(4, *shape)).astype(np.float32)
+  jax.tree.map(partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4),
+               value_and_gradients(implementation, qkvg, mesh, **arguments),
+               value_and_gradients('plain', qkvg, **arguments))
 
 
 @pytest.mark.parametrize('seen', [
   {}, {'window': 32}, {'causal': True, 'window': 33}], ids=str)
-def test_the_kernel_interpreted_equals_plain_attention(seen, monkeypatch):
+def test_splash_interpreted_equals_plain_attention(seen, monkeypatch):
   monkeypatch.setattr(splash, 'make_splash_mha_single_device', partial(
     splash.make_splash_mha_single_device, interpret=True))
-  rng = np.random.default_rng(0)
-  q, k, v, g = rng.normal(size=(4, 2, 256, 1, 64)).astype(np.float32)
-
-  def run(implementation):
-    total = lambda *qkv: (attention(*qkv, segments=jnp.asarray(DOCUMENTS), **seen,
-                                    implementation=implementation) * g).sum()
-    return jax.jit(jax.value_and_grad(total, argnums=(0, 1, 2)))(q, k, v)
-
-  close = partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-4)
-  jax.tree.map(close, run('splash'), run('plain'))
+  assert_equal_to_plain('splash', (2, 256, 1, 64), segments=jnp.asarray(DOCUMENTS), **seen)
 
 
-COMPILE_FOR_TPU = """
-import jax, jax.numpy as jnp
-from jax.experimental import topologies
-from jax.sharding import NamedSharding, PartitionSpec as P
-from ssl_jax.models.attention import attention
-from ssl_jax.models.dropout import Drop
-from ssl_jax.parallel import make_mesh
-from ssl_jax.parallel import make_mesh
-def compiled(name, bounds, shape, **kwargs):
-  devices = topologies.get_topology_desc(
-    platform='tpu', topology_name=name, chips_per_host_bounds=bounds).devices
+@pytest.fixture
+def interpreted(monkeypatch):
+  pallas = fused_attention.pl
+  monkeypatch.setattr(pallas, 'pallas_call', partial(pallas.pallas_call, interpret=True))
+
+
+def drop_of(rows, rate=.1):
+  return Drop(jax.random.key(3), rate, jnp.arange(rows, dtype=jnp.uint32))
+
+
+@pytest.mark.parametrize('seen, rate', [
+  ({}, None), ({'segments': DOCUMENTS}, None), ({'causal': True}, None), ({'window': 33}, None),
+  ({'segments': DOCUMENTS, 'causal': True, 'window': 32}, .1)],
+  ids=lambda value: ' '.join(value) if isinstance(value, dict) else str(value))
+def test_fused_interpreted_equals_plain_attention(seen, rate, interpreted):
+  """The same weights are dropped, too."""
+  seen = dict(seen, segments=jnp.asarray(seen['segments'])) if 'segments' in seen else seen
+  assert_equal_to_plain('fused', (2, 256, 1, 64), drop=rate and drop_of(2, rate), **seen)
+
+
+@pytest.mark.parametrize('shape, rate', [
+  ((1, 197, 3, 64), None),  # a ViT's, three heads in one program
+  ((2, 64, 2, 128), .5),    # quarters of 16 rows
+  ((1, 64, 8, 32), None),   # four heads fill the lanes
+  ((1, 384, 2, 128), None),  # three chunks in a loop
+  ((1, 1024, 1, 64), .1),   # four chunks of each quarter in a loop
+], ids=str)
+def test_fused_takes_many_shapes(shape, rate, interpreted):
+  assert_equal_to_plain('fused', shape, drop=rate and drop_of(shape[0], rate))
+
+
+@pytest.mark.parametrize('mesh', [{'data': 8}, {'data': 2, 'fsdp': 2, 'tensor': 2}], ids=str)
+def test_fused_on_several_devices(mesh, interpreted):
+  """Rows spread over a mesh have the draws of one device."""
+  mesh = make_mesh(mesh)
+  rows = jax.device_put(jnp.ones((16, 64), jnp.int32), NamedSharding(mesh, PartitionSpec('data')))
+  assert_equal_to_plain('fused', (16, 64, 1, 64), mesh, drop=drop_of(16), segments=rows)
+
+
+def test_fused_in_half_precision(interpreted):
+  """As near to float64 as the plain form."""
+  qkvg = np.random.default_rng(0).normal(size=(4, 2, 128, 2, 64)).astype(np.float32)
+  with jax.enable_x64(True):
+    exact = jax.tree.map(np.asarray, value_and_gradients('plain', qkvg.astype(np.float64)))
+  errors = [
+    [np.abs(np.asarray(x, np.float64) - y).max() for x, y in zip(
+      jax.tree.leaves(value_and_gradients(way, jnp.asarray(qkvg, jnp.bfloat16))),
+      jax.tree.leaves(exact))] for way in ('fused', 'plain')]
+  assert all(fused < 1.5 * plain + 1e-3 for fused, plain in zip(*errors)), errors
+
+
+def compiled(machine, shape, drop=False, **arguments):
+  """The program of the gradients, rows spread over the devices of a TPU that is not there."""
+  pytest.importorskip('libtpu')
+  devices = compiler.devices(parse(machine))
   mesh = make_mesh({'data': len(devices)}, devices)
   place = lambda shape, dtype: jax.ShapeDtypeStruct(
-    shape, dtype, sharding=NamedSharding(mesh, P('data')))
+    shape, dtype, sharding=NamedSharding(mesh, PartitionSpec('data')))
   q, segments = place(shape, jnp.bfloat16), place(shape[:2], jnp.int32)
-  total = lambda q, k, v, s: attention(
-    q, k, v, segments=s, implementation='auto', mesh=mesh, **kwargs).astype(jnp.float32).sum()
-  return jax.jit(jax.grad(total, argnums=(0, 1, 2))).lower(q, q, q, segments).compile()
-long = compiled('v5e:1x1', [1, 1, 1], (8, 4096, 12, 64))
-print('calls', long.as_text().count('tpu_custom_call'), long.memory_analysis().temp_size_in_bytes)
-spread = compiled('v5e:2x4', [2, 4, 1], (16, 1024, 2, 64), window=128).as_text()
-gathers = sum(spread.count(name) for name in ('all-gather(', 'all-to-all(', 'all-reduce('))
-print('spread', spread.count('tpu_custom_call'), gathers)
-"""
+
+  def total(q, k, v, segments):
+    return attention(q, k, v, segments=segments, drop=drop_of(shape[0]) if drop else None,
+                     implementation='auto', mode=Mode(mesh=mesh), **arguments).astype(jnp.float32).sum()
+
+  return compiler.compiled(jax.jit(jax.grad(total, argnums=(0, 1, 2))).trace(q, q, q, segments))
 
 
-def test_long_rows_on_a_tpu_go_through_its_kernel(root):
-  """The gradient for 8 rows of 4096 tokens on one chip, for 16 rows over 8 chips."""
+@pytest.mark.parametrize('shape, drop, kernel, bytes_each', [
+  ((8, 4096, 12, 64), False, 'splash', 40), ((8, 512, 12, 64), True, 'fused_attention', 8),
+  ((8, 197, 6, 64), False, 'fused_attention', 8)], ids=str)
+def test_a_tpu_has_no_weights_in_memory(shape, drop, kernel, bytes_each):
+  """Compiled for a v5e: the temporaries of a gradient are some arrays like q. With plain attention
+  the first two take 517 and 48 bytes for each element of q."""
+  program = compiled('v5e-1', shape, drop)
+  text = program.as_text()
+  assert 'tpu_custom_call' in text and kernel in text
+  assert program.memory_analysis().temp_size_in_bytes < bytes_each * math.prod(shape)
+
+
+def test_kernels_on_several_tpus_move_nothing_between_them():
+  for text in (compiled('v5e:2x4', (16, 1024, 2, 64), window=128).as_text(),
+               compiled('v5e:2x4', (16, 128, 2, 64), drop=True).as_text()):
+    assert 'tpu_custom_call' in text
+    assert not any(name in text for name in ('all-gather(', 'all-to-all(', 'all-reduce('))
+
+
+def test_auto_is_plain_where_no_kernel_is_known_to_do():
+  """On CPUs, for lengths that no kernel takes, and where nothing tells how rows lie."""
+  def calls(length, mesh, drop=False):
+    q = jax.ShapeDtypeStruct((4, length, 1, 64), jnp.bfloat16)
+    traced = jax.make_jaxpr(partial(attention, implementation='auto', mode=Mode(mesh=mesh),
+                                    drop=drop_of(4) if drop else None))(q, q, q)
+    return 'pallas_call' in str(traced)
+
   pytest.importorskip('libtpu')
-  environment = os.environ | dict(
-    JAX_PLATFORMS='cpu', ALLOW_MULTIPLE_LIBTPU_LOAD='1', TPU_SKIP_MDS_QUERY='1',
-    PYTHONPATH=str(root))
-  result = subprocess.run([sys.executable, '-c', COMPILE_FOR_TPU], env=environment,
-                          capture_output=True, text=True, timeout=300, check=False)
-  found = dict((line[0], list(map(int, line[1:]))) for line in map(str.split, re.findall(
-    r'^(?:calls|spread) .*', result.stdout, re.MULTILINE)))
-  assert set(found) == {'calls', 'spread'}, result.stderr[-2000:]
-  assert found['calls'][0] and found['calls'][1] < 2**30  # plain attention: 9.2 GB
-  assert found['spread'][0] and not found['spread'][1]
-
-
-def test_short_rows_do_not():
-  run = lambda length, platform: jax.jit(partial(attention, implementation='auto')).trace(
-    *[jax.ShapeDtypeStruct((1, length, 1, 64), jnp.bfloat16)] * 3).lower(
-      lowering_platforms=(platform,)).as_text()
-  assert 'tpu_custom_call' in run(1024, 'tpu')
-  assert 'tpu_custom_call' not in run(512, 'tpu') and 'tpu_custom_call' not in run(1024, 'cpu')
+  tpu = make_mesh({'data': 4}, compiler.devices(parse('v5e-4')))
+  assert calls(512, tpu) and calls(512, tpu, drop=True) and calls(197, tpu) and calls(1024, tpu)
+  assert not calls(300, tpu) and not calls(197, tpu, drop=True) and not calls(4096, tpu, drop=True)
+  assert not calls(512, None) and not calls(512, make_mesh({'data': 4}, jax.devices()[:4]))
