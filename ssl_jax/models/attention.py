@@ -24,6 +24,8 @@ ALONE = Mode()  # rows of one device, or spread in a way that nothing tells
 DROPPING = ('auto', 'plain', 'fused')
 # From this length splash, which takes keys in blocks, is made for the rows; below, our kernel.
 SPLASH_LENGTH = 1024
+# TPUs whose matrix units take no bfloat16 from a kernel.
+OLD = ('TPU v2', 'TPU v3')
 # The name of what a kernel gives, for policies of rematerialisation: its backward pass computes the
 # weights again anyway, so a block that is computed again should not do so twice.
 KEPT = 'attended'
@@ -83,8 +85,8 @@ def _best(q, k, drops: bool, mode: Mode) -> str:
     return 'cudnn'
   if mode.mesh is None and mode.axis_name is None or q.shape != k.shape or q.dtype == jnp.float64:
     return 'plain'
-  platform = jax.default_backend() if mode.mesh is None else mode.mesh.devices.flat[0].platform
-  if platform != 'tpu':
+  device = jax.devices()[0] if mode.mesh is None else mode.mesh.devices.flat[0]
+  if device.platform != 'tpu' or device.device_kind in OLD:
     return 'plain'
   length = q.shape[1]
   if not drops and length >= SPLASH_LENGTH and length % 128 == 0:

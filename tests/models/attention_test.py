@@ -234,4 +234,6 @@ def test_auto_is_plain_where_no_kernel_is_known_to_do():
   tpu = make_mesh({'data': 4}, compiler.devices(parse('v5e-4')))
   assert calls(512, tpu) and calls(512, tpu, drop=True) and calls(197, tpu) and calls(1024, tpu)
   assert not calls(300, tpu) and not calls(197, tpu, drop=True) and not calls(4096, tpu, drop=True)
+  old = make_mesh({'data': 8}, compiler.devices(parse('v3-8')))
+  assert not calls(512, old) and not calls(1024, old)
   assert not calls(512, None) and not calls(512, make_mesh({'data': 4}, jax.devices()[:4]))
