@@ -11,7 +11,7 @@ import tarfile
 
 from launch.commands import Command, World
 from launch.errors import LaunchError
-from launch.record import Record
+from launch.record import Record, writing
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 
@@ -19,7 +19,8 @@ ROOT = pathlib.Path(__file__).resolve().parent.parent
 def pack(world: World, record: Record, release: str = '') -> str:
   """Packs the checkout as it is, or as it was at the tag `release`; returns the archive's name."""
   if not world.dry:
-    record.folder.mkdir(parents=True, exist_ok=True)
+    with writing(record.folder):
+      pass  # git writes there
   if release:
     return _release(world, record, release)
   if world.dry:
@@ -32,7 +33,8 @@ def pack(world: World, record: Record, release: str = '') -> str:
                       f'is not known ({done.err.strip()}); clone the repository and start there')
   packed = _tar([name for name in done.out.split('\0') if name and (ROOT / name).is_file()])
   path = record.folder / f'code-{hashlib.sha256(packed).hexdigest()[:12]}.tar.gz'
-  path.write_bytes(packed)
+  with writing(record.folder):
+    path.write_bytes(packed)
   return path.name
 
 

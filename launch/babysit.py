@@ -30,6 +30,7 @@ BACK_OFF = (30, 600)    # the first wait after a failure, and the longest
 STALLS = 3              # starts in a row without a new checkpoint, then it is a crash loop
 SILENT = 10             # looks in a row at a worker that does not answer
 RAGGED = 5              # looks in a row at workers of which some ended
+STILL = 600             # seconds without progress, then it is said
 PATIENCE = 5            # failures in a row of a kind that is not known, or of a quota being freed
 KILLED = 137            # 128 + SIGKILL, as the kernel does when memory runs out
 
@@ -139,7 +140,8 @@ def _on_workers(seen: Seen, memory: Memory) -> Decision:
   if states['running'] == len(seen.workers):
     got_on = step > memory.step
     return Decision(Action.WAIT, memory._replace(
-      ragged=0, failures=0 if got_on else memory.failures), POLL, f'running, step {step}')
+      ragged=0, failures=0 if got_on else memory.failures), POLL,
+      f'running, step {step}{_stuck(seen.workers)}')
   if states['running']:
     return _start(Action.JOIN, memory, step, 'the last start did not reach every worker')
   return _start(Action.START, memory, step, 'ready to go')
@@ -195,6 +197,12 @@ def _start(action: Action, memory: Memory, step: int, why: str) -> Decision:
   memory = memory._replace(step=max(step, memory.step), ragged=0,
                            stalls=0 if step > memory.step else memory.stalls)
   return Decision(action, memory, back_off(memory.stalls), why)
+
+
+def _stuck(workers: tuple[Worker, ...]) -> str:
+  """A run that is alive but stuck ends itself, after a while; until then it is said."""
+  worst = max(workers, key=lambda worker: worker.still)
+  return f', no progress for {worst.still // 60} min ({worst.doing})' if worst.still > STILL else ''
 
 
 def _step(workers: tuple[Worker, ...]) -> int:

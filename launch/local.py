@@ -128,8 +128,9 @@ class Group:
 
   @staticmethod
   def _copy(i: int, lines) -> None:
-    for line in lines:
-      print(f'[{i}] {line}', end='', flush=True)
+    with lines:
+      for line in lines:
+        print(f'[{i}] {line}', end='', flush=True)
 
 
 def _free_port() -> int:

@@ -233,6 +233,8 @@ class Worker(NamedTuple):
   Attributes:
     state: lost, bare (not set up), idle, running, or ended.
     code: of a program that ended.
+    doing: what the run says of itself, such as 'step 12, saving'; '' if nothing.
+    still: seconds since the run last got on, by its own words.
   """
 
   answer: Answer
@@ -241,6 +243,8 @@ class Worker(NamedTuple):
   attempt: int = 0
   step: int | None = None
   last: str = ''
+  doing: str = ''
+  still: int = 0
 
 
 def workers(world: World, record: Record) -> list[Worker]:
@@ -255,7 +259,9 @@ def _worker(answer: Answer, record: Record) -> Worker:
     return Worker(answer, 'lost')
   found = dict(line.split('=', 1) for line in answer.text.splitlines() if '=' in line)
   attempt, step = (int(found.get(key) or -1) for key in ('attempt', 'step'))
-  facts = dict(attempt=max(attempt, 0), step=None if step < 0 else step, last=found.get('last', ''))
+  doing, still = _heartbeat(found) if found.get('state') == 'running' else ('', 0)
+  facts = dict(attempt=max(attempt, 0), step=None if step < 0 else step, last=found.get('last', ''),
+               doing=doing, still=still)
   if not found.get('setup') or found['setup'] != record.code:
     # Running with other code than that on record: leave it alone and say so.
     running = found.get('state') == 'running'
@@ -265,6 +271,16 @@ def _worker(answer: Answer, record: Record) -> Worker:
     state = 'idle'
   code = int(found['code']) if state == 'ended' and found.get('code', '').isdigit() else None
   return Worker(answer, state, 255 if state == 'ended' and code is None else code, **facts)
+
+
+def _heartbeat(found: dict[str, str]) -> tuple[str, int]:
+  """(what the run is doing, seconds since it last got on)."""
+  try:
+    beat = json.loads(found.get('beat') or '{}')
+    since = max(int(found['now']) - beat['time'], 0) + beat['idle']
+    return f'step {beat["step"]}, {beat["doing"]}', since
+  except (ValueError, KeyError, TypeError):  # none yet, or half a file
+    return '', 0
 
 
 def refuse_failures(record: Record, answers: list[Answer], what: str) -> None:

@@ -75,10 +75,22 @@ def load(name: str) -> Record | None:
 def save(record: Record) -> None:
   """Whole or not at all, whatever happens meanwhile."""
   path = _path(record.name)
-  path.parent.mkdir(parents=True, exist_ok=True)
   partial = path.with_suffix('.partial')
-  partial.write_text(json.dumps(record._asdict(), indent=1) + '\n')
-  partial.replace(path)
+  with writing(path.parent):
+    partial.write_text(json.dumps(record._asdict(), indent=1) + '\n')
+    partial.replace(path)
+
+
+@contextlib.contextmanager
+def writing(folder: pathlib.Path) -> Iterator[None]:
+  """Makes the folder, and answers in words what its disk refuses."""
+  try:
+    folder.mkdir(parents=True, exist_ok=True)
+    yield
+  except OSError as error:
+    raise LaunchError(
+      f'{folder} cannot be written ({error.strerror}), where what was rented is kept on record; make '
+      'room there, or say export SSL_JAX_LAUNCH_STATE=FOLDER with one that can') from error
 
 
 def forget(record: Record) -> None:
@@ -88,9 +100,10 @@ def forget(record: Record) -> None:
 @contextlib.contextmanager
 def driving(name: str) -> Iterator[None]:
   """Only one command at a time may change a machine: two drivers would undo each other's work."""
-  folder = state_folder()
-  folder.mkdir(parents=True, exist_ok=True)
-  with (folder / f'{name}.lock').open('a+') as file:
+  path = state_folder() / f'{name}.lock'
+  with writing(path.parent):
+    file = path.open('a+')
+  with file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

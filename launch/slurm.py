@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
   if world.dry:
     print(f'cat >{shlex.quote(str(path))} <<\'END_OF_SCRIPT\'\n{script(job)}END_OF_SCRIPT')
   else:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(script(job))
+    with record.writing(path.parent):
+      path.write_text(script(job))
   result = world.run(submit)
   if result.code:
     raise LaunchError(f'sbatch refused: {result.err.strip() or result.out.strip()}\n  {submit}\n'

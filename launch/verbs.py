@@ -204,7 +204,8 @@ def status(world: World, args, program) -> int:
   if look.machine == Machine.READY:
     for state in machine.workers(world, known):
       code = '' if state.code is None else f' with exit code {state.code}'
-      facts[state.answer.name(known)] = (f'{state.state}{code}, attempt {state.attempt}, '
+      pulse = f'{state.doing}, got on {state.still} s ago, ' if state.doing else ''
+      facts[state.answer.name(known)] = (f'{state.state}{code}, attempt {state.attempt}, {pulse}'
                                          f'checkpoint {state.step}: {state.last}')
   if not world.dry:
     print('\n'.join(f'{key}: {value}' for key, value in facts.items() if value))

@@ -176,7 +176,8 @@ exit 1'''
 
 
 def state(arguments: Sequence[str]) -> str:
-  """Prints key=value lines: setup, state (idle, running or ended), attempt, code, step, last."""
+  """Prints key=value lines: setup, state (idle, running or ended), attempt, code, step, beat (what
+  the run last told of itself), now, last."""
   return f'''{_ENTER} 2>/dev/null || exit 0
 echo "setup=$(cat setup_done 2>/dev/null)"
 mkdir -p run
@@ -186,16 +187,29 @@ elif [ -e run/exit ]; then echo state=ended; echo "code=$(cat run/exit)"
 elif [ -e run/attempt ]; then echo state=ended; echo code=255
 else echo state=idle; fi
 {_newest_step(workdir(arguments))}
+{_heartbeat(workdir(arguments))}
 echo "last=$(tail -n 1 run/worker.log 2>/dev/null)"
 exit 0'''
+
+
+def _place(folder: str) -> str:
+  return f'"$HOME"/{shlex.quote(folder[2:])}' if folder.startswith('~/') else shlex.quote(folder)
+
+
+def _heartbeat(folder: str) -> str:
+  """The file that a run writes every half minute, if it is of this attempt."""
+  if not folder:
+    return ':'
+  beat = f'{_place(folder)}/heartbeat.json'
+  return (f'beat=$(cd checkout 2>/dev/null && [ {beat} -nt ../run/attempt ] && head -n 1 -- {beat})'
+          '\necho "beat=$beat"\necho "now=$(date +%s)"')
 
 
 def _newest_step(folder: str) -> str:
   """The newest complete checkpoint: its manifest is written last."""
   if not folder:
     return ':'
-  place = f'"$HOME"/{shlex.quote(folder[2:])}' if folder.startswith('~/') else shlex.quote(folder)
-  listing = f'(cd checkout 2>/dev/null && ls -d -- {place}/checkpoints/*/manifest.json)'
+  listing = f'(cd checkout 2>/dev/null && ls -d -- {_place(folder)}/checkpoints/*/manifest.json)'
   return (f'step=$( {listing} 2>/dev/null | sed -n "s|.*/\\([0-9]*\\)/manifest.json$|\\1|p" '
           '| sort -n | tail -n 1)\necho "step=$step"')
 

@@ -44,6 +44,7 @@ from ssl_jax.schema import (
   signature,
 )
 from ssl_jax.train import optimizers, schedules
+from ssl_jax.train.spikes import skip_spikes
 from ssl_jax.train.step import Program, make_program
 from ssl_jax.types import Method, Network, Views
 
@@ -94,7 +95,7 @@ class Experiment(NamedTuple):
     except KeyError as error:  # a method of images with text, or the other way round
       raise ConfigError(f'config.method {config.method.name} needs the field {error}, which '
                         f'config.views {config.views.name} does not give') from error
-    except (ValueError, TypeError, AssertionError) as error:
+    except (ValueError, TypeError, AssertionError, OverflowError, ZeroDivisionError) as error:
       fields = ', '.join(f'{name} {x.dtype}{list(x.shape)}' for name, x in self.batch.items())
       raise ConfigError(f'config and data do not fit together: {error} (a batch is {fields})'
                         ) from error
@@ -114,9 +115,7 @@ def experiment(config, devices: Sequence[Any] | None = None) -> Experiment:
   mesh = _mesh(config, devices)
   _check_batch(config, mesh)
   train = source(config, crops=image_views(config).crops, training=True)
-  if len(train) < config.batch_size:
-    raise ConfigError(f'config.batch_size is {config.batch_size}, but the data have only '
-                      f'{len(train)} examples; use at most {len(train)}')
+  _check_enough(config, len(train), _shards(mesh))
   _check_labels(config, train)
   _check_pairs(config)
   _check_vocabulary(config, train)
@@ -155,7 +154,8 @@ def _optimizer(config, schedule: Callable, steps: int) -> optax.GradientTransfor
   spec = plain(config.optimizer)
   known = signature(find('optimizer', spec['name'], optimizers.OPTIMIZERS)) if 'name' in spec else {}
   facts = {'steps': steps} if 'steps' in known else {}
-  return call('optimizer', spec, optimizers.OPTIMIZERS, schedule, **facts)
+  tx = call('optimizer', spec, optimizers.OPTIMIZERS, schedule, **facts)
+  return tx if config.skip_spikes is None else skip_spikes(tx, config.skip_spikes)
 
 
 def shape_of(source) -> Shape:
@@ -320,6 +320,8 @@ AXES = (*BATCH_AXES, 'tensor')
 # Arguments that are no business of a config: build.py fills them in.
 NOT_IN_CONFIGS = ('on_batch', 'crops', 'training', 'steps', 'steps_per_epoch', 'examples')
 
+# Sections that are calls, see `ssl_jax.schema`.
+NAMED = ('data', 'views', 'network', 'head', 'method', 'optimizer', 'schedule')
 REQUIRED = ('seed', 'data', 'batch_size', 'views', 'network', 'head', 'method', 'optimizer',
             'schedule')
 OPTIONAL = dict(
@@ -330,10 +332,15 @@ OPTIONAL = dict(
   sharding=(),  # (pattern, axis) pairs, see parallel.infer_sharding
   workers=0,  # processes that read data
   patience=10,  # steps in a row that may be not finite
+  skip_spikes=None,  # standard deviations from which a step is undone, such as 6; None: never
   log_every=50,
   checkpoint=dict(every=1000, keep=3),
   evaluate=dict(every=None, health_every=100, train_split='train', test_split='test'),
 )
+
+
+# The step is counted in int32, keys are made of 32 bits.
+LARGEST = dict(seed=2**32 - 1, steps=2**31 - 1)
 
 
 def complete(config) -> ConfigDict:
@@ -347,6 +354,7 @@ def complete(config) -> ConfigDict:
     for key, value in config.items():
       if key not in (*REQUIRED, *OPTIONAL):
         raise ConfigError(f'config.{key} is unknown{did_you_mean(key, (*REQUIRED, *OPTIONAL))}')
+      _check_section(key, value)
       if key in ('checkpoint', 'evaluate'):
         for name, inner in value.items():
           if name not in OPTIONAL[key]:
@@ -358,6 +366,15 @@ def complete(config) -> ConfigDict:
     if key not in full:
       raise ConfigError(f'config.{key} is missing')
   return full
+
+
+def _check_section(key: str, value) -> None:
+  if key in (*NAMED, 'mesh', 'checkpoint', 'evaluate'):
+    if not isinstance(value, (Mapping, ConfigDict)):
+      example = 'name' if key in NAMED else next(iter(OPTIONAL[key]))
+      raise ConfigError(f'config.{key} must be a section, such as dict({example}=...), got {value!r}')
+    if key in NAMED and not isinstance(value.get('name'), str):
+      raise ConfigError(f'config.{key} needs a name, got {dict(value)}')
 
 
 def check_numbers(config) -> None:
@@ -372,12 +389,21 @@ def check_numbers(config) -> None:
       continue
     if type(value) is not int or value < low:
       raise ConfigError(f'config.{key} must be a whole number of at least {low}, got {value!r}')
+    if value > LARGEST.get(key, value):
+      raise ConfigError(f'config.{key} must be at most {LARGEST[key]:,}, got {value:,}')
+  spikes = config.skip_spikes
+  if spikes is not None and not (fits(spikes, float) and 0 < spikes < math.inf):
+    raise ConfigError('config.skip_spikes must be a number of standard deviations above 0, such as '
+                      f'6, or None, got {spikes!r}')
 
 
 def _mesh(config, devices) -> Mesh:
   for axis in config.mesh:
     if axis not in AXES:
       raise ConfigError(f'config.mesh.{axis} is unknown{did_you_mean(axis, AXES)}')
+    if type(config.mesh[axis]) is not int:
+      raise ConfigError(f'config.mesh.{axis} must be a number of devices, or -1 for all that are left, '
+                        f'got {config.mesh[axis]!r}')
   try:
     return make_mesh(config.mesh.to_dict(), devices)
   except ValueError as error:
@@ -396,15 +422,29 @@ def _check_batch(config, mesh: Mesh) -> None:
                         f'use {nearest}')
   chunk = config.microbatch
   if chunk and config.batch_size % chunk:
-    divisors = [n for n in range(shards, config.batch_size + 1, shards) if config.batch_size % n == 0]
-    nearest = sorted(sorted(divisors, key=lambda n: abs(n - chunk))[:2])
     raise ConfigError(f'config.microbatch is {chunk}, which does not divide the batch of '
-                      f'{config.batch_size}; use {" or ".join(map(str, nearest))}')
+                      f'{config.batch_size}; use {_divisors(config.batch_size, chunk, shards)}')
   rows = (chunk or config.batch_size) * _views_at_once(config)
   for section, group in _group_sizes(config).items():
     if group and rows % group:
       raise ConfigError(f'config.{section}.batch_norm.group_size is {group}, which does not divide '
-                        f'the {rows} rows that the network sees at once')
+                        f'the {rows} rows that the network sees at once; use {_divisors(rows, group)}')
+
+
+def _divisors(n: int, near: int, multiple_of: int = 1) -> str:
+  """The divisors of `n` that are nearest: '16 or 24'."""
+  found = [d for d in range(multiple_of, n + 1, multiple_of) if n % d == 0]
+  return ' or '.join(map(str, sorted(sorted(found, key=lambda d: abs(d - near))[:2])))
+
+
+def _check_enough(config, count: int, shards: int) -> None:
+  """Every batch is of examples that differ."""
+  if count < shards:
+    raise ConfigError(f'the data have only {count} examples, fewer than the {shards} devices that take '
+                      f'part; use fewer')
+  if count < config.batch_size:
+    raise ConfigError(f'config.batch_size is {config.batch_size}, but the data have only {count} '
+                      f'examples; use at most {count // shards * shards}')
 
 
 def _check_labels(config, train) -> None:
@@ -482,8 +522,9 @@ def _steps(config, per_epoch: int) -> int:
   steps, epochs = config.steps, config.epochs
   if (steps is None) == (epochs is None):
     raise ConfigError(f'give either config.steps or config.epochs, got {steps} and {epochs}')
-  if epochs is not None and not (fits(epochs, float) and epochs > 0):
-    raise ConfigError(f'config.epochs must be a number above 0, got {epochs!r}')
+  if epochs is not None and not (fits(epochs, float) and 0 < epochs * per_epoch <= LARGEST['steps']):
+    raise ConfigError(f'config.epochs must be a number above 0 and at most '
+                      f'{LARGEST["steps"] // per_epoch:,}, got {epochs!r}')
   return steps or max(1, round(epochs * per_epoch))
 
 

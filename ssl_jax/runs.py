@@ -80,6 +80,23 @@ class Run(NamedTuple):
                             length=self.config.data.get('length', 128))
 
 
+def folder_to_train(text: str) -> pathlib.Path:
+  """The folder of a run, as a user named it; it need not be there.
+
+  Raises:
+    ConfigError: it is no folder of this machine, or lies among the checkpoints of a run.
+  """
+  if '://' in text:
+    raise ConfigError(f'--workdir={text}: a run is written to a folder; mount the bucket and pass '
+                      'where, or use a local folder and copy it')
+  path = pathlib.Path(text).expanduser()
+  if path.exists() and not path.is_dir():
+    raise ConfigError(f'--workdir={text} is a file; pass the folder of a run')
+  if (run := _around(path)) and path.absolute().is_relative_to(run.absolute() / CHECKPOINTS):
+    raise ConfigError(f'--workdir={text} is inside a run; pass {run}')
+  return path if path.name not in ('', '..') else path.resolve()  # it may be renamed
+
+
 def read_config(workdir: str | pathlib.Path) -> ConfigDict:
   """The config of a run.
 
@@ -89,10 +106,21 @@ def read_config(workdir: str | pathlib.Path) -> ConfigDict:
   workdir = pathlib.Path(workdir).expanduser()
   path = workdir / CONFIG
   if not path.is_file():
-    if (workdir.parent / CONFIG).is_file() or (workdir.parent.parent / CONFIG).is_file():
-      raise ConfigError(f'{workdir} is inside a run; pass the folder that holds {CONFIG}')
-    raise ConfigError(f'{workdir} is not the folder of a run: it has no {CONFIG}')
-  return build.complete(ConfigDict(json.loads(path.read_text())))
+    if run := _around(workdir):
+      raise ConfigError(f'{workdir} is inside a run; pass the folder that holds {CONFIG}: {run}')
+    why = f'it has no {CONFIG}' if workdir.exists() else 'it does not exist'
+    raise ConfigError(f'{workdir} is not the folder of a run: {why}')
+  try:
+    return build.complete(ConfigDict(json.loads(path.read_text())))
+  except (ValueError, TypeError, AttributeError) as error:
+    if isinstance(error, ConfigError):
+      raise
+    raise CheckpointError(f'{path} is damaged: {error}') from error
+
+
+def _around(path: pathlib.Path) -> pathlib.Path | None:
+  """The run that a path is inside of."""
+  return next((parent for parent in path.absolute().parents if (parent / CONFIG).is_file()), None)
 
 
 def write_config(workdir: pathlib.Path, config, shape: build.Shape) -> None:
@@ -100,9 +128,16 @@ def write_config(workdir: pathlib.Path, config, shape: build.Shape) -> None:
   if (tokenizer := build.tokenizer(config)) is not None:
     (workdir / TOKENIZER).mkdir(exist_ok=True)
     tokenizer.save(workdir / TOKENIZER / 'tokenizer.json')
-  (workdir / CONFIG).write_text(config.to_json(indent=2) + '\n')
+  _write(workdir / CONFIG, config.to_json(indent=2))
   fields = {name: [str(x.dtype), list(x.shape)] for name, x in shape.fields.items()}
-  (workdir / EXAMPLE).write_text(json.dumps({'length': shape.length, 'fields': fields}) + '\n')
+  _write(workdir / EXAMPLE, json.dumps({'length': shape.length, 'fields': fields}))
+
+
+def _write(path: pathlib.Path, text: str) -> None:
+  """Whole or not at all: every start writes them, and any may be killed."""
+  draft = path.with_suffix('.partial')
+  draft.write_text(text + '\n')
+  draft.replace(path)
 
 
 def _read_shape(workdir: pathlib.Path, config) -> build.Shape:
@@ -135,7 +170,8 @@ def load(workdir: str | pathlib.Path, *, step: int | None = None, devices=None) 
   if step is None and not checkpoints.steps():
     raise CheckpointError(f'{workdir} has no checkpoint yet')
   try:
-    step, ts = (checkpoints.restore_latest(abstract) if step is None else
+    # Whoever looks at a run leaves it as it is: it may be at work.
+    step, ts = (checkpoints.restore_latest(abstract, set_aside=False) if step is None else
                 (step, checkpoints.restore(step, abstract)))
   except ValueError as error:  # the code has changed since, or config.json was edited
     raise CheckpointError(f'{workdir}: {error}') from error
@@ -209,11 +245,12 @@ def labels(source: Source, split: str) -> np.ndarray:
 
 
 def calibrated(experiment, params: PyTree, state: PyTree, source: Source,
-               workers: int = 0) -> PyTree:
-  """`state` with normalisation statistics set by one pass over `source`."""
+               workers: int = 0, each: Callable[[], None] = lambda: None) -> PyTree:
+  """`state` with normalisation statistics set by one pass over `source`; `each` as in `feed`."""
   if experiment.method.calibrate is None:
     return state
-  whole = _without_padding(feed(source, experiment.mesh, workers), len(source))
+  whole = _without_padding(feed(source, experiment.mesh, workers, each=each),
+                           len(source))
   return calibrate(experiment.method.calibrate, params, state, whole,
                    inputs=experiment.views.inputs)
 
@@ -228,19 +265,27 @@ def _without_padding(batches: Iterator[dict], length: int) -> Iterator[dict]:
       yield {name: x for name, x in batch.items() if name != 'weight'}
 
 
-def embed_split(experiment, params: PyTree, state: PyTree, source: Source, workers: int = 0):
-  """(representations float32 [N, D], labels int32 [N] or None) of every readable example."""
+def embed_split(experiment, params: PyTree, state: PyTree, source: Source, workers: int = 0,
+                each: Callable[[], None] = lambda: None):
+  """(representations float32 [N, D], labels int32 [N] or None) of every readable example; `each` as
+  in `feed`."""
   return embed_all(experiment.method.embed, params, state,
-                   feed(source, experiment.mesh, workers), inputs=experiment.views.inputs)
+                   feed(source, experiment.mesh, workers, each=each),
+                   inputs=experiment.views.inputs)
 
 
-def feed(source: Source, mesh, workers: int = 0, rows: int = 500) -> Iterator[dict]:
-  """One pass over `source` as global arrays; at most `rows` at once, spread over the devices."""
+def feed(source: Source, mesh, workers: int = 0, rows: int = 500,
+         each: Callable[[], None] = lambda: None) -> Iterator[dict]:
+  """One pass over `source` as global arrays; at most `rows` at once, spread over the devices.
+
+  `each` is called before every batch; what it raises ends the pass.
+  """
   shards = int(np.prod([mesh.shape[axis] for axis in batch_axes(mesh)]))
   size = max(1, min(rows, len(source)) // shards) * shards
   sharding = batch_sharding(mesh)
   mine = local_rows(sharding, size)
   for batch in in_order(source, batch_size=size, workers=workers):
+    each()
     yield to_global({name: x[mine] for name, x in batch.items()}, sharding, size)
 
 

@@ -1,20 +1,38 @@
 """A section of a config is a function call: the function's signature is its schema.
 
 The section's `name` is looked up among choices (or is a dotted path to a module of yours with a
-`build` function), the other keys are its keyword arguments. An unknown key, a missing key or a wrong
-type is a ConfigError.
+`build` function), the other keys are its keyword arguments. An unknown key, a missing key, a wrong
+type or a number out of its range is a ConfigError.
 """
 
 import difflib
 import importlib
 import inspect
+import math
 import pkgutil
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from ssl_jax.data.sources import DataError
+
+# Where a number of this name must lie, in every section. All others must only be finite.
+INTERVALS = {name: interval for interval, names in {
+  '[0, 1]': ('momentum', 'center_momentum', 'sk_ratio', 'unreadable'),
+  '[0, 1)': ('b1', 'b2', 'dropout', 'attention_dropout', 'drop_path', 'smoothing'),
+  '[0, inf)': ('learning_rate', 'final', 'warmup_steps', 'warmup_epochs', 'weight_decay',
+               'final_weight_decay', 'epsilon', 'weight', 'off_diagonal', 'proximal', 'queue',
+               'queue_from_epoch', 'freeze_prototypes_steps', 'freeze_last_layer_epochs',
+               'warmup_teacher_epochs', 'types'),
+  '(0, inf)': ('temperature', 'student_temperature', 'teacher_temperature',
+               'warmup_teacher_temperature', 'clip_norm', 'clip_per_tensor', 'trust_coefficient',
+               'scale', 'width'),
+  '[1, inf)': ('out', 'hidden', 'bottleneck', 'layers', 'depth', 'heads', 'embedding', 'patch_size',
+               'image_size', 'iterations', 'chunk', 'negatives', 'mean_span', 'channels', 'strides'),
+}.items() for name in names}
+
+DTYPES = ('float32', 'bfloat16', 'float16', 'float64')
 
 
 class ConfigError(ValueError):
@@ -58,7 +76,11 @@ def call(section: str, spec, choices: Mapping[str, Callable], *args, **given):
         f'config.{section}.{key} is unknown{did_you_mean(key, arguments)}')
     hint = arguments[key].annotation
     if not fits(value, hint):
-      raise ConfigError(f'config.{section}.{key} must be {_spelled(hint)}, got {value!r}')
+      raise ConfigError(f'config.{section}.{key} must be {_spelled(hint)}, got {value!r}'
+                        f'{_nearest_literal(value, hint)}')
+    _check_numbers(f'config.{section}.{key}', key, value)
+    if key == 'dtype' and isinstance(value, str) and value not in DTYPES:
+      raise ConfigError(f'config.{section}.dtype {value!r} is unknown{did_you_mean(value, DTYPES)}')
   for key, parameter in arguments.items():
     if parameter.default is parameter.empty and key not in spec:
       raise ConfigError(f'config.{section}.{key} is missing: {function.__module__} needs it')
@@ -102,13 +124,58 @@ def fits(value, hint) -> bool:
     return isinstance(value, numbers) and not isinstance(value, bool)
   if hint in (bool, str, types.NoneType):
     return isinstance(value, hint)
-  if hint is tuple or origin in (tuple, list):
-    return isinstance(value, (tuple, list))
+  if hint is tuple or origin in (tuple, list, Sequence):
+    return isinstance(value, (tuple, list)) and _elements_fit(value, typing.get_args(hint))
   return True
 
 
+def _elements_fit(values, hints: tuple) -> bool:
+  """`hints`: the arguments of tuple[float, float], tuple[float, ...] or Sequence[int]."""
+  if len(hints) == 1 or hints[1:] == (...,):
+    return all(fits(value, hints[0]) for value in values)
+  return not hints or len(values) == len(hints) and all(map(fits, values, hints))
+
+
+def _check_numbers(field: str, name: str, value) -> None:
+  """Raises ConfigError for a number in `value` that is not finite, or where its name forbids it."""
+  if isinstance(value, Mapping):
+    for key, inner in value.items():
+      _check_numbers(f'{field}.{key}', key, inner)
+  elif isinstance(value, (tuple, list)):
+    for inner in value:
+      _check_numbers(field, name, inner)
+  elif isinstance(value, (int, float)) and not isinstance(value, bool):
+    if isinstance(value, float) and not math.isfinite(value):
+      raise ConfigError(f'{field} must be finite, got {value!r}')
+    interval = INTERVALS.get(name)
+    if interval is not None and not _inside(value, interval):
+      raise ConfigError(f'{field} must be in {interval}, got {value!r}')
+
+
+def _inside(value: float, interval: str) -> bool:
+  """Whether a number lies in '[0, 1)'; a round bracket leaves its end out."""
+  low, high = map(float, interval[1:-1].split(','))
+  return (low < value or interval[0] == '[' and value == low) and (
+    value < high or interval[-1] == ']' and value == high)
+
+
 def _spelled(hint) -> str:
-  return getattr(hint, '__name__', None) if isinstance(hint, type) else str(hint)
+  """An annotation in words: "one of 'nsp', 'sop', None"."""
+  if isinstance(hint, type) and not typing.get_args(hint):
+    return 'None' if hint is types.NoneType else hint.__name__
+  if typing.get_origin(hint) in (typing.Union, types.UnionType, typing.Literal):
+    parts = typing.get_args(hint)
+    words = [repr(part) if isinstance(part, str) else _spelled(part) for part in parts]
+    return ('one of ' if typing.get_origin(hint) is typing.Literal else '') + (
+      ', ' if typing.get_origin(hint) is typing.Literal else ' or ').join(words)
+  return str(hint).replace('collections.abc.', '').replace('typing.', '')
+
+
+def _nearest_literal(value, hint) -> str:
+  words = [word for part in (hint, *typing.get_args(hint))
+           if typing.get_origin(part) is typing.Literal for word in typing.get_args(part)]
+  close = difflib.get_close_matches(str(value), [str(word) for word in words], n=1)
+  return f'; did you mean {close[0]!r}?' if close else ''
 
 
 def did_you_mean(word, choices) -> str:

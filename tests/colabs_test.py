@@ -18,10 +18,16 @@ EXPECTED = {
 SECONDS = 90  # what a whole notebook may take on two quiet cores; here the limit of each cell
 
 
-@pytest.mark.parametrize('path', [
-  pytest.param(path, id=path.stem, marks=pytest.mark.slow if path.stem == 'masked_lm' else ())
-  for path in NOTEBOOKS])
-def test_runs(path, tmp_path, monkeypatch):
+@pytest.mark.parametrize('path, devices', [
+  pytest.param(path, devices, id=f'{path.stem}-{devices}',
+               marks=() if (path.stem, devices) == ('simclr', 1) else pytest.mark.slow)
+  for path in NOTEBOOKS for devices in (1, 8)])
+def test_runs(path, devices, tmp_path, monkeypatch):
+  """Offline: what would install or download something fails."""
+  monkeypatch.setenv('JAX_NUM_CPU_DEVICES', str(devices))
+  for name in ('HTTP_PROXY', 'HTTPS_PROXY', 'http_proxy', 'https_proxy'):
+    monkeypatch.setenv(name, 'http://127.0.0.1:9')
+  monkeypatch.setenv('PIP_NO_INDEX', '1')
   monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   monkeypatch.setenv('MPLBACKEND', 'agg')
@@ -30,7 +36,8 @@ def test_runs(path, tmp_path, monkeypatch):
                           resources={'metadata': {'path': str(tmp_path)}}).execute()
   printed = '\n'.join(output.get('text', '') for cell in notebook.cells if cell.cell_type == 'code'
                       for output in cell.outputs)
-  assert [text for text in EXPECTED[path.stem] if text not in printed] == []
+  expected = (f', {devices} x cpu', *EXPECTED[path.stem])
+  assert [text for text in expected if text not in printed] == []
 
 
 @each_notebook

@@ -8,6 +8,7 @@ import runpy
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 
 from ssl_jax import build, cli
@@ -46,6 +47,13 @@ RECIPES = ('bert_base_wikipedia', 'roberta_base', 'electra_small', 'modernbert_b
 EXECUTED = ('contrastive', 'data', 'recipes', 'evaluation', 'reuse', 'sweeps',
             pytest.param('plan', marks=needs_libtpu),
             pytest.param('text', marks=pytest.mark.slow))
+# Of the others blocks without a kind are drawings and lists of commands, which are looked at below.
+NAMES = {name if isinstance(name, str) else name.values[0] for name in EXECUTED}
+
+
+def blocks(text: str) -> list[tuple[str, str]]:
+  """(kind, code) of every block."""
+  return re.findall(r'^```(\w*)\n(.*?)^```$', text, re.S | re.M)
 
 
 @pytest.fixture(scope='module')
@@ -64,23 +72,75 @@ def test_the_code_of_the_documents_runs(name, tmp_path, monkeypatch, request):
 
   'text' is what cannot run here: output, or what takes an accelerator, a network or minutes.
   """
-  text = (ROOT / 'docs' / f'{name}.md').read_text()
-  blocks = re.findall(r'^```(\w*)\n(.*?)^```$', text, re.S | re.M)
-  assert {kind for kind, _ in blocks} <= {'python', 'sh', 'text'} and blocks
+  found = blocks((ROOT / 'docs' / f'{name}.md').read_text())
+  assert {kind for kind, _ in found} <= {'python', 'sh', 'text'} and found
   monkeypatch.chdir(tmp_path)
   monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
   monkeypatch.setenv('PYTHONPATH', os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')]))
   monkeypatch.setenv('PATH', os.pathsep.join([os.path.dirname(sys.executable), os.environ['PATH']]))
-  if 'runs/demo' in ''.join(code for kind, code in blocks if kind != 'text'):
+  if 'runs/demo' in ''.join(code for kind, code in found if kind != 'text'):
     (tmp_path / 'runs').symlink_to(request.getfixturevalue('demo').parent)
   (tmp_path / 'configs').symlink_to(ROOT / 'configs')
   namespace = {}
-  for kind, code in blocks:
+  for kind, code in found:
     if kind == 'python':
       exec(compile(code, f'docs/{name}.md', 'exec'), namespace)
     elif kind == 'sh':
       done = subprocess.run(['bash', '-ec', code], capture_output=True, text=True)
       assert done.returncode == 0, f'{code}\n{done.stderr}'
+
+
+# What stands in a block without a kind and is a command; the rest of it is a drawing.
+COMMAND = re.compile(r'^(python|make|git|pip|\.venv/bin/\w+|nohup|export|gcloud)\b')
+
+
+@pytest.mark.parametrize('path', [ROOT / 'README.md', ROOT / 'CONTRIBUTING.md', *DOCS],
+                         ids=lambda path: path.stem)
+def test_every_block_is_executed_or_marked(path):
+  """Python: above, or below for the README. `sh`: above, by tests/cli/hosts_test.py, or as a dry run
+  by tests/launch. Commands without a kind: by `test_the_commands_of_the_documents_are_accepted`, or
+  make knows them."""
+  targets = re.findall(r'^([\w-]+):', (ROOT / 'Makefile').read_text(), re.M)
+  text = path.read_text()
+  assert text.count('```') == 2 * len(blocks(text)), 'a block is not closed, or is indented'
+  for kind, code in blocks(text):
+    if path.stem in NAMES or kind == 'text':
+      continue
+    kinds = {'README': ('', 'python'), 'launch': ('sh',), 'hosts': ('sh',)}.get(path.stem, ('',))
+    assert kind in kinds, f'{code}: neither executed nor marked with ```text'
+    for line in code.replace('\\\n', ' ').splitlines() if kind == '' else ():
+      if COMMAND.match(line):
+        words = line.split('#')[0].split()
+        known = (words[:3] == ['python', '-m', 'ssl_jax'] or words[:2] == ['git', 'clone']
+                 or words[0] == '.venv/bin/ruff'
+                 or words[0] == 'make' and set(words[1:]) <= {*targets})
+        assert known, f'{line}: neither executed nor marked with ```text'
+
+
+@pytest.fixture(scope='module')
+def masked_lm(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('docs') / 'runs' / 'mlm'
+  assert cli.main(['train', f'--config={ROOT}/configs/mlm_wordnet.py:smoke', f'--workdir={folder}',
+                   '--config.steps=2', '--config.evaluate.every=None',
+                   '--config.evaluate.health_every=None']) == 0
+  return folder
+
+
+PYTHON = [code for kind, code in blocks(README) if kind == 'python' and code not in EXAMPLE]
+
+
+@pytest.mark.parametrize('code', [
+  pytest.param(code, id=f'block {i}', marks=[pytest.mark.slow] * ('runs/mlm' in code))
+  for i, code in enumerate(PYTHON)])
+def test_the_python_of_the_readme_runs(code, tmp_path, monkeypatch, request):
+  for name, run in (('runs/demo', 'demo'), ('runs/mlm', 'masked_lm')):
+    if name in code:
+      (tmp_path / 'runs').mkdir()
+      (tmp_path / name).symlink_to(request.getfixturevalue(run))
+  monkeypatch.chdir(tmp_path)
+  namespace = {'images': np.zeros((3, 28, 28, 1), np.uint8)}
+  exec(compile(code, 'README.md', 'exec'), namespace)
+  assert namespace['z'].ndim == 2 and np.isfinite(namespace['z']).all()
 
 
 def profile_rows() -> list[str]:

@@ -6,7 +6,6 @@ Exit codes: 0 done, 42 start me again (interrupted, state saved), 1 bug, 2 confi
 
 import argparse
 import importlib
-import os
 import re
 import sys
 import traceback
@@ -37,8 +36,8 @@ def main(argv: list[str] | None = None) -> int:
   for name, text in COMMANDS.items():
     commands.add_parser(name, help=text, add_help=False)
   command = parser.parse_known_args(argv[:1])[0].command
-  _quiet_start()
   try:
+    importlib.import_module('ssl_jax.cli.devices').quiet_start()
     # Imported only now: `--help` and a typo should not wait for JAX.
     module = importlib.import_module(f'ssl_jax.cli.{command}')
     importlib.import_module('ssl_jax.data.unreadable').forget()
@@ -49,6 +48,12 @@ def main(argv: list[str] | None = None) -> int:
       raise
     print('\n'.join(lines), file=sys.stderr)
     return code
+
+
+# Packages that pip knows by another name than Python's.
+PIP = {'PIL': 'pillow', 'array_record': 'array-record', 'orbax': 'orbax-checkpoint',
+       'sklearn': 'scikit-learn', 'tensorflow_datasets': 'tensorflow-datasets',
+       'ml_collections': 'ml-collections', 'yaml': 'pyyaml'}
 
 
 def explain(error: Exception) -> tuple[int, list[str]]:
@@ -65,22 +70,22 @@ def explain(error: Exception) -> tuple[int, list[str]]:
   code = next((code for kind, code in kinds.items() if isinstance(error, kind)), 1)
   if code == 1 and isinstance(error, OSError) and error.filename is not None:
     code = DATA
-  missing = re.match(r'(?:Please i|I)nstall (\w+) to access', str(error)) if (
-    isinstance(error, ImportError)) else None
-  if missing:  # fsspec about the file system of a remote path
-    return DATA, [f'error (data or checkpoint): paths of this kind need the package {missing[1]}: '
-                  f'pip install {missing[1]}']
+  if code == 1 and str(error).startswith('Unable to initialize backend'):
+    from ssl_jax.cli.devices import no_backend
+    return CONFIGURATION, [f'error (configuration): {no_backend(error)}']
+  if code == 1 and isinstance(error, ImportError) and (name := _package(error)):
+    return CONFIGURATION, [f'error (configuration): this needs the package {name}, which is not '
+                           f'installed: pip install {name}']
   what = {CONFIGURATION: 'configuration', DATA: 'data or checkpoint', NUMERICS: 'numerics'}
   return code, [f'error ({what.get(code, "bug")}): {error}']
 
 
-def _quiet_start() -> None:
-  """Where libtpu is installed without a TPU, JAX prints its search for one at every start."""
-  if 'JAX_PLATFORMS' not in os.environ and not _may_have_accelerator():
-    os.environ['JAX_PLATFORMS'] = 'cpu'
-
-
-def _may_have_accelerator() -> bool:
-  return any(os.path.exists(path) for path in (
-    '/dev/accel0', '/dev/vfio/0', '/dev/nvidia0', '/dev/nvidiactl', '/dev/kfd', '/dev/dxg')
-  ) or sys.platform == 'darwin'
+def _package(error: ImportError) -> str | None:
+  """What pip calls the package whose absence an error tells of; None where our own code is at fault."""
+  told = re.match(r'(?:Please i|I)nstall (\w+) to access', str(error))
+  if told:  # fsspec about the file system of a remote path
+    return told[1]
+  top = (error.name or '').partition('.')[0]
+  if not isinstance(error, ModuleNotFoundError) or top in ('', 'ssl_jax', *sys.stdlib_module_names):
+    return None
+  return PIP.get(top, top)

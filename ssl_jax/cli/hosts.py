@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 
 from ssl_jax.cli import AGAIN, explain, meeting
 from ssl_jax.cli.meeting import MissingError, Place
+from ssl_jax.cli.process import Surviving
 from ssl_jax.schema import ConfigError
 
 DEAD = 60  # seconds without a sign of life after which JAX ends the others
@@ -230,7 +231,7 @@ def speak_as(place: Place) -> None:
   # Gloo reports on file descriptor 1 of every process; stdout is for results.
   results = os.fdopen(os.dup(1), 'w', buffering=1)
   os.dup2(2, 1)
-  sys.stdout = results
+  sys.stdout = Surviving(results)
   if place.process > 0:
     sys.stderr = Prefixed(
       sys.stderr, f'[process {place.process} of {place.processes}, {socket.gethostname()}] ')
@@ -256,14 +257,14 @@ class StopTogether:
   """StopOnSignal for several: a signal to one process makes `stop()` True on all at the same step.
 
   From `join` on JAX catches SIGTERM, however often it comes, and settles the step in the
-  background; a handler of ours would blind it. Ctrl-C becomes a SIGTERM.
+  background; a handler of ours would blind it. Ctrl-C becomes a SIGTERM, the third ends at once.
   """
 
-  def __init__(self, say: Callable[[str], None]):
-    self._say, self._asked, self._stop = say, 0, False
+  def __init__(self):
+    self._asked, self._stop, self._interrupts = 0, False, 0
 
   def __enter__(self) -> 'StopTogether':
-    self._before = signal.signal(signal.SIGINT, lambda *_: os.kill(os.getpid(), signal.SIGTERM))
+    self._before = signal.signal(signal.SIGINT, self._interrupt)
     return self
 
   def __exit__(self, *exception) -> None:
@@ -275,5 +276,19 @@ class StopTogether:
       self._stop = multihost_utils.reached_preemption_sync_point(self._asked)
       self._asked += 1
       if self._stop:
-        self._say('a process was told to stop: all save after this step')
+        print('a process was told to stop: all save after this step', file=sys.stderr)
     return self._stop
+
+  def defer(self) -> None:
+    """JAX defers every signal."""
+
+  def while_waiting(self) -> bool:
+    """The others may be in the middle of a step, which takes this process."""
+    return False
+
+  def _interrupt(self, number, frame) -> None:
+    del number, frame
+    self._interrupts += 1
+    if self._interrupts > 1:
+      signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os.kill(os.getpid(), signal.SIGTERM)

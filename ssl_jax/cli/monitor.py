@@ -19,10 +19,14 @@ HELD_OUT = 2048  # rows of held-out text on which the objective is measured
 
 
 class Monitor:
-  """Callbacks of the loop. Each hands its numbers to `write` and says a line on the terminal."""
+  """Callbacks of the loop. Each hands its numbers to `write` and says a line on the terminal.
 
-  def __init__(self, config, experiment, write: Callable, say: Callable[[str], None]):
-    self._experiment, self._write, self._say = experiment, write, say
+  `each` is called before every batch that is looked at; what it raises ends the look.
+  """
+
+  def __init__(self, config, experiment, write: Callable, say: Callable[[str], None],
+               each: Callable[[], None] = lambda: None):
+    self._experiment, self._write, self._say, self._each = experiment, write, say, each
     self._workers = config.workers
     self._warned = False
     self._project = None if hasattr(experiment.source, 'documents') else _projection(config, experiment)
@@ -43,8 +47,10 @@ class Monitor:
     began = time.monotonic()
     if self._held_out is not None:
       return self._measure(step, ts, began)
-    state = calibrated(self._experiment, ts.params, ts.state, self._splits.train, self._workers)
-    (z, y), (q, t) = (embed_split(self._experiment, ts.params, state, source, self._workers)
+    state = calibrated(self._experiment, ts.params, ts.state, self._splits.train, self._workers,
+                       self._each)
+    (z, y), (q, t) = (embed_split(self._experiment, ts.params, state, source, self._workers,
+                                  self._each)
                       for source in self._splits)
     accuracy = knn(z, y, q, t, k=min(20, len(z)), classes=1 + int(max(y.max(), t.max())))['accuracy']
     self._write(step, {'knn20': accuracy})
@@ -52,7 +58,8 @@ class Monitor:
 
   def _measure(self, step: int, ts: TrainState, began: float) -> None:
     experiment, rows = self._experiment, 256
-    batches = itertools.islice(feed(self._held_out, experiment.mesh, rows=rows), HELD_OUT // rows)
+    whole = feed(self._held_out, experiment.mesh, rows=rows, each=self._each)
+    batches = itertools.islice(whole, HELD_OUT // rows)
     found = measure_all(experiment.method.measure, ts.params, ts.state, batches,
                         prepare=experiment.views.prepare)
     self._write(step, {f'heldout_{name}': value for name, value in found.items()})
@@ -67,13 +74,13 @@ class Monitor:
       sample = next(in_order(source, batch_size=min(SAMPLE, len(source))))
       readable = sample.pop('weight') > 0
       self._sample = ArraySource({name: x[readable] for name, x in sample.items() if name != 'id'})
-    state = calibrated(self._experiment, ts.params, ts.state, self._sample)
-    features, _ = embed_split(self._experiment, ts.params, state, self._sample)
+    state = calibrated(self._experiment, ts.params, ts.state, self._sample, each=self._each)
+    features, _ = embed_split(self._experiment, ts.params, state, self._sample, each=self._each)
     self._write(step, health(features))
     verdict = collapse_verdict(features)
     if verdict is None and self._project is not None:
       # Where the objective has collapsed, the encoder before the head may still be healthy.
-      projected, _ = embed_split(self._project, ts.params, state, self._sample)
+      projected, _ = embed_split(self._project, ts.params, state, self._sample, each=self._each)
       verdict = collapse_verdict(projected)
       verdict = verdict and f'projections: {verdict}'
     if verdict and not self._warned:

@@ -59,7 +59,7 @@ def override(config: ConfigDict, arguments: list[str]) -> ConfigDict:
         raise ConfigError(f'{key} needs a value: {key}=...')
       text = rest.pop(0)
     _set(config, key.removeprefix('--config.'), text)
-  return config
+  return complete(config)  # A section that was replaced by a dict may lack fields.
 
 
 def _set(config: ConfigDict, key: str, text: str) -> None:

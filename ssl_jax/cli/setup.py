@@ -1,11 +1,10 @@
-"""What surrounds a command: the compilation cache, signals, the profiler."""
+"""What surrounds a command: the compilation cache, the profiler."""
 
-import os
 import pathlib
-import signal
-from collections.abc import Callable
 
 import jax
+
+from ssl_jax.data.folders import user_cache
 
 
 def use_compilation_cache(folder: str | None = None) -> None:
@@ -17,33 +16,7 @@ def use_compilation_cache(folder: str | None = None) -> None:
 
 
 def cache_folder() -> pathlib.Path:
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(base) / 'ssl_jax' / 'xla'
-
-
-class StopOnSignal:
-  """`stop()` turns True at the first SIGINT or SIGTERM; a second one ends the process as usual."""
-
-  def __init__(self, say: Callable[[str], None]):
-    self._say, self._stop, self._before = say, False, {}
-
-  def __enter__(self) -> 'StopOnSignal':
-    for number in (signal.SIGINT, signal.SIGTERM):
-      self._before[number] = signal.signal(number, self._handle)
-    return self
-
-  def __exit__(self, *exception) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
-
-  def __call__(self) -> bool:
-    return self._stop
-
-  def _handle(self, number, frame):
-    del frame
-    self._stop = True
-    self._say(f'{signal.Signals(number).name}: saving after this step; once more ends at once')
-    signal.signal(number, self._before[number])
+  return user_cache() / 'xla'
 
 
 class Profiler:

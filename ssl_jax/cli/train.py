@@ -1,23 +1,25 @@
 """`python -m ssl_jax train`: from a config to a trained run in a folder."""
 
+import contextlib
 import json
 import os
 import pathlib
 import sys
 import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 import jax
 from jax.experimental import multihost_utils
 
 from ssl_jax import __version__, build, runs
-from ssl_jax.cli import AGAIN, agreement, hosts
+from ssl_jax.cli import AGAIN, agreement, devices, hosts, lock, memory
 from ssl_jax.cli.meeting import MissingError
 from ssl_jax.cli.monitor import Monitor
 from ssl_jax.cli.options import Parser, fields
-from ssl_jax.cli.setup import Profiler, StopOnSignal, use_compilation_cache
+from ssl_jax.cli.process import StopOnSignal, Stopped, patiently, start
+from ssl_jax.cli.setup import Profiler, use_compilation_cache
+from ssl_jax.cli.watchdog import COMPUTING, DATA, STEP, Watchdog
 from ssl_jax.data.batches import batches, describe_change, fingerprint
 from ssl_jax.parallel import local_rows, to_global
 from ssl_jax.report import environment
@@ -41,6 +43,7 @@ class Options(NamedTuple):
   init_from: str | None = None
   allow_changes: bool = False
   profile: tuple[int, int] | None = None
+  watchdog: float = STEP
   command: tuple[str, ...] = ('train',)
 
 
@@ -56,6 +59,10 @@ def run(argv: list[str]) -> int:
                       'the data changed')
   parser.add_argument('--profile', metavar='FIRST:LAST', help='trace these steps into '
                       'WORKDIR/profile, for TensorBoard or Perfetto')
+  parser.add_argument('--watchdog', type=float, default=STEP, metavar='SECONDS', help='a run that '
+                      'gets nowhere for so long, or for 20 times its median step, writes where it '
+                      'stands and ends with code 42; 8 times as long for compiling, evaluating and '
+                      'saving; 0: never')
   parser.add_argument('--debug_nans', action='store_true', help='stop with a traceback at the '
                       'operation that makes the first NaN (slow)')
   parser.add_argument('--cache_dir', metavar='FOLDER', help='compilation cache; default in the '
@@ -65,9 +72,10 @@ def run(argv: list[str]) -> int:
   if config is None or not args.workdir:
     parser.error('needs --config=FILE.py and --workdir=FOLDER')
   options = Options(
-    workdir=pathlib.Path(args.workdir).expanduser(), resume=_resume(parser, args.resume),
+    workdir=runs.folder_to_train(args.workdir), resume=_resume(parser, args.resume),
     init_from=args.init_from, allow_changes=args.allow_changes,
-    profile=_profile(parser, args.profile), command=('train', *argv))
+    profile=_profile(parser, args.profile), watchdog=_seconds(parser, args.watchdog),
+    command=('train', *argv))
   use_compilation_cache(args.cache_dir)
   jax.config.update('jax_debug_nans', args.debug_nans)
   try:
@@ -85,16 +93,32 @@ def _train_together(config, options: Options) -> int:
            if name not in ('workdir', 'command')}
   agreement.agree('run', agreement.facts(config, meant))
   agreement.check_workdir(options.workdir)
-  return train(config, options)
+  return train(config, options, hosts.StopTogether())
 
 
-def train(config, options: Options) -> int:
-  """Trains and returns the exit code."""
+def train(config, options: Options, stop=None) -> int:
+  """Trains and returns the exit code. `stop` tells of signals; by default those of one process."""
+  with Watchdog(options.watchdog) as watch, stop or StopOnSignal() as stop:
+    try:
+      return _train(config, options, stop, watch)
+    except Stopped as error:
+      print(f'{error}; the same command starts again', file=sys.stderr)
+      return AGAIN
+
+
+def _train(config, options: Options, stop, watch: Watchdog) -> int:
   began = time.monotonic()
+  devices.check()
   experiment = build.experiment(config)
   if jax.process_count() > 1:
     agreement.agree('data and devices', _material(config, experiment))
   program = experiment.program(config)
+  with memory.explained(config, program), lock.held(options.workdir) as place:
+    return _fit(config, options, experiment, program, place, stop, watch, began)
+
+
+def _fit(config, options: Options, experiment, program, place: lock.Lock, stop, watch: Watchdog,
+         began: float) -> int:
   compiled_step = _start_compiling(program)
   writers = []
 
@@ -103,8 +127,18 @@ def train(config, options: Options) -> int:
       writer(k, numbers)
 
   first = jax.process_index() == 0
-  monitor = Monitor(config, experiment, write, lambda text: progress.say(text))
-  checkpoints, step, ts = _start(config, options, experiment, program)
+  owed = []  # looks at the last state that a signal cut short: the next start makes up for them
+
+  def going_on():
+    """Between two batches of an evaluation."""
+    watch.doing('evaluating')
+    if stop():
+      raise Stopped('during an evaluation')
+
+  monitor = Monitor(config, experiment, write, lambda text: progress.say(text), going_on)
+  checkpoints, step, ts = _start(config, options, experiment, program, place,
+                                  stop.while_waiting)
+  watch.write_to(options.workdir, first)
   progress = Progress(experiment.steps, start=step, batch_size=config.batch_size,
                       every=config.log_every, stream=None if first else open(os.devnull, 'w'))
   progress.say(_headline(config, experiment, step, ts))
@@ -117,43 +151,83 @@ def train(config, options: Options) -> int:
     if k == step:
       progress.say(f'first step after {time.monotonic() - began:.1f} s of building and compiling')
       progress.start_clock(k + 1)
+    watch.step(k + 1)
     profiler(k + 1)
     if not metrics.pop('finite'):
       progress.say(f'step {k + 1}: loss or gradient not finite; the step was undone')
+    if metrics.get('spike'):
+      progress.say(f'step {k + 1}: a spike (loss {metrics["loss"]:.4g}, gradient norm '
+                   f'{metrics["grad_norm"]:.4g}); the step was undone')
     progress(k + 1, metrics)
     if (k + 1) % config.log_every == 0 or k + 1 == experiment.steps:
       write(k + 1, dict(metrics, learning_rate=float(experiment.schedule(k))))
 
-  def save(k, ts):
-    checkpoints.save(k, ts, _metadata(config, experiment))
+  def save(k, ts, wait=False):
+    for writer in writers:
+      writer.sync()  # a checkpoint promises the metrics before it, also if the machine is lost
+    checkpoints.save(k, ts, dict(_metadata(config, experiment), owed=owed),
+                     wait=wait or k == experiment.steps)
 
-  def apart(run):
+  def apart(doing, run):
     """`run`, its time kept out of the speed that is shown."""
     def timed(k, ts):
+      watch.doing(doing)
       before = time.monotonic()
-      run(k, ts)
+      try:
+        run(k, ts)
+      except Stopped:
+        owed.append(doing)
       progress.leave_out(time.monotonic() - before)
     return timed
 
+  looks = {'health': Every(config.evaluate.health_every, apart('health', monitor.health)),
+           'evaluation': Every(config.evaluate.every, apart('evaluation', monitor.evaluate))}
+  feed = global_batches(config, experiment, program, step, stop.while_waiting, watch.doing)
   profiler(step)
-  with (StopOnSignal if jax.process_count() == 1 else hosts.StopTogether)(progress.say) as stop:
-    try:
-      ts = fit(compiled_step(), ts, global_batches(config, experiment, program, step),
-               steps=experiment.steps, report=report, stop=stop, patience=config.patience,
-               callbacks=[Every(config.evaluate.health_every, apart(monitor.health)),
-                          Every(config.evaluate.every, apart(monitor.evaluate)),
-                          Every(config.checkpoint.every, apart(save))])
-      if stop() and checkpoints.latest() != int(ts.step):
-        save(int(ts.step), ts)
-    except NonFiniteError as error:
-      save(int(error.state.step), error.state)
-      _write_bad_ids(options.workdir / 'non_finite.json', error)
-      raise
-    finally:
-      checkpoints.wait()
-      for thing in (profiler, progress, *writers):
-        thing.close()
-  return _finish(options.workdir, int(ts.step), experiment.steps)
+  try:
+    compiled = compiled_step(stop.while_waiting)
+    stop.defer()
+    if _make_up(looks, checkpoints.metadata(step) if step else {}, step, ts) and not owed:
+      save(step, ts)
+    # Of this thread, too: JAX switches the global look for NaNs off in it when it traces a softmax.
+    with jax.debug_nans(jax.config.jax_debug_nans):
+      ts = fit(compiled, ts, feed, steps=experiment.steps, report=report, stop=stop,
+               patience=config.patience,
+               callbacks=[*looks.values(), _Saves(checkpoints, config.checkpoint.every,
+                                                  apart('saving', save))])
+    if stop() and checkpoints.latest() != int(ts.step):
+      save(int(ts.step), ts, wait=True)
+  except NonFiniteError as error:
+    _write_bad_ids(options.workdir / 'non_finite.json', error)
+    save(int(error.state.step), error.state, wait=True)
+    raise
+  finally:
+    feed.close()
+    watch.doing('saving')
+    checkpoints.wait()
+    for thing in (profiler, progress, *writers):
+      thing.close()
+  return _finish(options.workdir, int(ts.step), experiment.steps, owed)
+
+
+class _Saves:
+  """Every so many steps, and as soon as a save has failed: the state that it had is gone by then,
+  this one is not. Only in one process, as several learn of it at different steps."""
+
+  def __init__(self, checkpoints: Checkpoints, steps: int | None, run: Callable):
+    self._checkpoints, self._every, self.run = checkpoints, Every(steps, run), run
+
+  def due(self, step: int, first: int, last: int) -> bool:
+    again = self._checkpoints.failed and jax.process_count() == 1
+    return again or self._every.due(step, first, last)
+
+
+def _make_up(looks: dict[str, Every], saved: dict, step: int, ts) -> bool:
+  """Looks at the state as the run before would have done, had no signal come; whether it did so."""
+  owed = [looks[name] for name in saved.get('owed', ()) if looks[name].steps is not None]
+  for look in owed:
+    look.run(step, ts)
+  return bool(owed)
 
 
 def _material(config, experiment) -> dict[str, str]:
@@ -170,38 +244,43 @@ def _start_compiling(program) -> Callable:
   while the state is made or restored. Returns a function that waits for the step."""
   try:
     lowered = program.step.lower(program.state, program.batch)
-  except (ValueError, TypeError, AssertionError) as error:
+  except (ValueError, TypeError, AssertionError, ArithmeticError) as error:
     raise ConfigError(f'the step cannot be built from this config: {error}') from error
   if jax.config.jax_debug_nans:  # a compiled program cannot be run again operation by operation
-    return lambda: program.step
-  return ThreadPoolExecutor(1).submit(lowered.compile).result
+    return lambda told: program.step
+  return start(lowered.compile)
 
 
 # --- where to start -------------------------------------------------------------------------------
 
 
-def _start(config, options: Options, experiment, program):
-  """(checkpoints, step, state): a fresh start, other weights, or a resume."""
+def _start(config, options: Options, experiment, program, place: lock.Lock, told):
+  """(checkpoints, step, state): a fresh start, other weights, or a resume. Ends once `told()`."""
   workdir = options.workdir
   if options.resume == 'never':
-    _move_aside(workdir)
+    if jax.process_index() == 0 and (aside := place.move_aside()) is not None:
+      print(f'the earlier run is now in {aside}', file=sys.stderr)
     multihost_utils.sync_global_devices('moved aside')
-  workdir.mkdir(parents=True, exist_ok=True)
   checkpoints = Checkpoints(workdir / runs.CHECKPOINTS, keep_last=config.checkpoint.keep)
+  checkpoints.prepare(program.state)
   if checkpoints.latest() is None:
     if isinstance(options.resume, int):
       raise ConfigError(f'--resume={options.resume}: {workdir} has no checkpoints')
+    if (workdir / runs.METRICS).exists() and jax.process_index() == 0:
+      print(f'note: the run in {workdir} has no complete checkpoint; it starts from the beginning',
+            file=sys.stderr)
     _write_start(options, config, experiment)
-    ts = program.init()
+    ts = start(program.init)(told)  # the main thread would not hear signals while it compiles
     if options.init_from:
       ts = ts._replace(params=_other_weights(options.init_from, program, ts))
     return checkpoints, 0, ts
   if options.init_from:
     raise ConfigError(f'--init_from starts a new run, but {workdir} has checkpoints; choose another '
                       f'--workdir or add --resume=never')
+  cast = options.allow_changes
   try:
-    step, ts = (checkpoints.restore_latest(program.state) if options.resume == 'auto' else
-                (options.resume, checkpoints.restore(options.resume, program.state)))
+    step, ts = (checkpoints.restore_latest(program.state, cast=cast) if options.resume == 'auto' else
+                (options.resume, checkpoints.restore(options.resume, program.state, cast=cast)))
   except ValueError as error:  # leaves do not match: most likely the config changed, which says more
     _refuse_changes(config, options, experiment, checkpoints.metadata(checkpoints.latest()))
     raise ConfigError(str(error)) from error
@@ -279,34 +358,36 @@ def _write_start(options: Options, config, experiment) -> None:
                        [device.device_kind for device in jax.devices()])
 
 
-def _move_aside(workdir: pathlib.Path) -> None:
-  """An earlier run in the folder is kept under another name."""
-  if jax.process_index() == 0 and (workdir / runs.CONFIG).exists():
-    aside = workdir.with_name(f'{workdir.name}.before-{time.strftime("%Y%m%d-%H%M%S")}')
-    workdir.rename(aside)
-    print(f'the earlier run is now in {aside}', file=sys.stderr)
-
-
 # --- pieces of the loop ---------------------------------------------------------------------------
 
 
-def global_batches(config, experiment, program, start: int):
-  """Global arrays, the rows of each device taken from the host it belongs to."""
+def global_batches(config, experiment, program, first: int, told=lambda: False,
+                   doing=lambda what: None):
+  """Global arrays, the rows of each device taken from the host it belongs to, from batch `first` on
+  until `told()` during a wait. `doing` hears what is waited for."""
   sharding = program.batch['id'].sharding
   rows = local_rows(sharding, config.batch_size)
-  for k, batch in enumerate(batches(experiment.source, batch_size=config.batch_size,
-                                    seed=config.seed, start=start, rows=rows,
-                                    workers=config.workers)):
-    if k == 0 and jax.process_count() > 1:
-      agreement.check_batch(batch, len(rows))
-    yield to_global(batch, sharding, config.batch_size)
+  host = batches(experiment.source, batch_size=config.batch_size, seed=config.seed, start=first,
+                 rows=rows, workers=config.workers)
+  doing(DATA)
+  with contextlib.closing(patiently(host, told)) as waited:
+    for k, batch in enumerate(waited):
+      if k == 0 and jax.process_count() > 1:
+        agreement.check_batch(batch, len(rows))
+      doing(COMPUTING)
+      yield to_global(batch, sharding, config.batch_size)
+      doing(DATA)
 
 
 def _writers(workdir: pathlib.Path, step: int) -> list:
   if jax.process_index() > 0:
     return []
-  return [JsonLines(workdir / runs.METRICS, resume_step=step),
-          TensorBoard(workdir / 'tensorboard', resume_step=step)]
+  writers = [JsonLines(workdir / runs.METRICS, resume_step=step)]
+  try:
+    writers.append(TensorBoard(workdir / 'tensorboard', resume_step=step))
+  except ModuleNotFoundError as error:
+    print(f'note: nothing is written for TensorBoard: pip install {error.name}', file=sys.stderr)
+  return writers
 
 
 def _headline(config, experiment, step: int, ts) -> str:
@@ -324,11 +405,14 @@ def _write_bad_ids(path: pathlib.Path, error: NonFiniteError) -> None:
     path.write_text(json.dumps({'step': error.step, 'example_ids': ids}) + '\n')
 
 
-def _finish(workdir: pathlib.Path, step: int, steps: int) -> int:
+def _finish(workdir: pathlib.Path, step: int, steps: int, owed: list[str]) -> int:
+  done = step == steps and not owed
   if jax.process_index() > 0:
-    return 0 if step == steps else AGAIN
-  if step < steps:
-    print(f'stopped at step {step} of {steps}, saved; the same command continues', file=sys.stderr)
+    return 0 if done else AGAIN
+  if not done:
+    left = f' without its {" and ".join(owed)}' if owed else ''
+    print(f'stopped at step {step} of {steps}{left}, saved; the same command continues',
+          file=sys.stderr)
     return AGAIN
   print(f'done: {steps} steps in {workdir}')
   print(f'next: python -m ssl_jax evaluate --workdir={workdir}')
@@ -339,6 +423,12 @@ def _resume(parser: Parser, text: str) -> str | int:
   if text not in ('auto', 'never') and not text.isdigit():
     parser.error(f'--resume takes auto, never or a step, got {text!r}')
   return int(text) if text.isdigit() else text
+
+
+def _seconds(parser: Parser, value: float) -> float:
+  if not 0 <= value < float('inf'):
+    parser.error(f'--watchdog takes seconds, 0 for never; got {value}')
+  return value
 
 
 def _profile(parser: Parser, text: str | None) -> tuple[int, int] | None:

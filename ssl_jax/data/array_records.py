@@ -21,7 +21,7 @@ import numpy as np
 from etils import epath
 
 from ssl_jax.data.images import EncodedImages
-from ssl_jax.data.shards import check_counts, file_name, put_in_place, records, writer
+from ssl_jax.data.shards import Records, check_counts, file_name, put_in_place, writer
 from ssl_jax.data.sources import DataError
 
 VERSION = 1
@@ -51,12 +51,11 @@ class Shards(EncodedImages):
     return sum(self._about['counts'])
 
   @functools.cached_property
-  def _records(self):
-    return records(self._files)
+  def _records(self) -> Records:
+    return Records(self._files, self._about['counts'])
 
   def name(self, index: int) -> str:
-    shard = int(np.searchsorted(np.cumsum(self._about['counts']), index, side='right'))
-    return f'{self._files[shard]}[{index - sum(self._about["counts"][:shard])}]'
+    return self._records.name(index)
 
   def read(self, index: int) -> tuple[bytes | np.ndarray, dict[str, np.ndarray]]:
     record = msgpack.unpackb(self._records[index])

@@ -11,6 +11,7 @@ image that cannot be read is replaced by the next one; see `ssl_jax.data.unreada
 import multiprocessing
 import operator
 import os
+import re
 import signal
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -22,6 +23,9 @@ import numpy as np
 from ssl_jax.data.order import ORDER_VERSION, permuted
 from ssl_jax.data.sources import RESERVED, DataError, Source
 from ssl_jax.data.unreadable import Fault, Unreadable, allowed, replace, reported
+
+# How the names of the parts of a source begin in a fingerprint.
+PART = 'source: '
 
 
 def example_ids(k: int, *, seed: int, length: int, batch_size: int) -> tuple[np.ndarray, int]:
@@ -95,21 +99,29 @@ def in_order(source: Source, *, batch_size: int, workers: int = 0,
 
 def fingerprint(source: Source, *, batch_size: int, seed: int,
                 version: int = ORDER_VERSION) -> dict[str, str | int]:
-  """All that shaped the stream of `batches`, as JSON can hold it; hosts and workers do not."""
+  """All that shaped the stream of `batches`, as JSON can hold it; hosts and workers do not.
+
+  The `parts` of a source only tell what of it changed.
+  """
+  parts = source.parts() if hasattr(source, 'parts') else {}
   return dict(source=source.fingerprint(), length=len(source), batch_size=int(batch_size),
-              seed=int(seed), order=version)
+              seed=int(seed), order=version, **{PART + name: value for name, value in parts.items()})
 
 
 def describe_change(old: Mapping[str, str | int], new: Mapping[str, str | int]) -> str | None:
   """What differs between two fingerprints, in words; None if nothing does."""
   names = dict(length='the number of examples', batch_size='the batch size', seed='the data seed',
                order='the version of the shuffling')
+  parts = [key for key in {**old, **new} if key.startswith(PART)]
   changes = [f'{names.get(key, key)} was {old.get(key)}, is {new.get(key)}'
-             for key in (*names, *sorted({*old, *new} - {*names, 'source'}))
+             for key in (*names, *sorted({*old, *new} - {*names, *parts, 'source'}))
              if old.get(key) != new.get(key)]
   if old.get('source') != new.get('source'):
+    known = [key.removeprefix(PART) for key in parts
+             if key in old and key in new and old[key] != new[key]]
     changes.insert(0, 'the contents of the data changed '
-                      f'({str(old.get("source"))[:12]}... to {str(new.get("source"))[:12]}...)')
+                      f'({str(old.get("source"))[:12]}... to {str(new.get("source"))[:12]}...)'
+                      + (f': {", ".join(known)}' if known else ''))
   return '; '.join(changes) or None
 
 
@@ -232,12 +244,28 @@ def _in_workers(numbered, start: int, workers: int, prefetch: int):
     grain.MultiprocessingOptions(num_workers=workers, per_worker_buffer_size=prefetch),
     worker_init_fn=_start_worker))
   try:
-    for batch in iterator:
+    for batch in _named_deaths(iterator):
       # Copied out of shared memory (10 ms for 256 images of 224 x 224): an array of Grain's class
       # that outlives the interpreter's modules leaks its segment and complains.
       yield {name: np.array(array) for name, array in batch.items()}
   finally:
     iterator.close()
+
+
+def _named_deaths(iterator: Iterator) -> Iterator:
+  """The same; a worker that was killed is a DataError, which Grain notices within seconds."""
+  try:
+    yield from iterator
+  except RuntimeError as error:
+    if 'terminated unexpectedly' not in str(error):
+      raise
+    code = re.search(r'exit code (-?\d+)', str(error))
+    how = f'exit code {code[1]}' if code else 'no exit code'
+    if code and -int(code[1]) in signal.valid_signals():
+      how = signal.Signals(-int(code[1])).name
+    raise DataError(
+      f'a process that reads data was killed ({how}). If the machine ran out of memory (see dmesg), '
+      f'use fewer config.workers; the same command continues from the last checkpoint') from error
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -19,6 +19,7 @@ import numpy as np
 from etils import epath
 
 from ssl_jax.data.images import EncodedImages
+from ssl_jax.data.retries import patiently
 from ssl_jax.data.sources import DataError
 
 SUFFIXES = ('.jpg', '.jpeg', '.png', '.webp', '.bmp', '.gif')
@@ -74,13 +75,14 @@ class ImageFolder(EncodedImages):
     return f'{self._root}/{self._index.name(index)}'
 
   def read(self, index: int) -> tuple[bytes, dict[str, np.ndarray]]:
-    path = self.name(index)
-    if self._local:
-      with open(path, 'rb') as stream:
-        data = stream.read()
-    else:
-      data = epath.Path(path).read_bytes()
+    data = patiently(lambda: self._bytes(self.name(index)), self.name(index))
     return data, {} if self.labels is None else {'label': self.labels[index]}
+
+  def _bytes(self, path: str) -> bytes:
+    if not self._local:
+      return epath.Path(path).read_bytes()
+    with open(path, 'rb') as stream:
+      return stream.read()
 
   def fingerprint(self) -> str:
     """SHA-256 over names, sizes and classes (not the bytes: millions of files), and what is cut."""
@@ -89,6 +91,16 @@ class ImageFolder(EncodedImages):
     for array in (self._index.names, self._index.ends, self._index.sizes, self._index.labels):
       digest.update(np.ascontiguousarray(array))
     return digest.hexdigest()
+
+  def parts(self) -> dict[str, str]:
+    """What the fingerprint is made of, see `sources.Source`."""
+    index = self._index
+    parts = {'the names of the files': [index.names, index.ends],
+             'the sizes of the files': [index.sizes], 'the labels': [index.labels]}
+    digests = {name: hashlib.sha256(b''.join(map(bytes, arrays))).hexdigest()
+               for name, arrays in parts.items()}
+    classes = hashlib.sha256(repr(index.classes).encode()).hexdigest()
+    return {**digests, 'the classes': classes}
 
 
 def image_folder(*, path: str, split: str = 'train', size: int = 256, channels: int = 3,
@@ -187,8 +199,16 @@ def _indexed(root: str) -> tuple[Index, pathlib.Path | None]:
 
 def cache_folder() -> pathlib.Path:
   """Where indices are kept; deleting it costs another walk."""
-  base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
-  return pathlib.Path(base) / 'ssl_jax' / 'folders'
+  return user_cache() / 'folders'
+
+
+def user_cache() -> pathlib.Path:
+  """Where this user keeps what can be made again; beside other temporary files without a home."""
+  try:
+    base = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+  except RuntimeError:  # a container may run under a number that belongs to nobody
+    base = pathlib.Path(tempfile.gettempdir()) / f'cache-{os.getuid()}'
+  return pathlib.Path(base) / 'ssl_jax'
 
 
 def _unchanged(root: str, index: Index, saved: pathlib.Path) -> bool:
@@ -309,7 +329,8 @@ def _remote_walk(root: str) -> Iterator[Listing]:
   while waiting:
     directory = waiting.pop()
     files = []
-    for entry in (epath.Path(root) / directory).iterdir():
+    folder = epath.Path(root) / directory
+    for entry in patiently(lambda: list(folder.iterdir()), str(folder)):  # noqa: B023, called at once
       name = entry.name
       if name.startswith('.'):
         continue

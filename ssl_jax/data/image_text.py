@@ -21,6 +21,7 @@ from ssl_jax.data import sources
 from ssl_jax.data.captions import Captions, Line, missing_images, read_table
 from ssl_jax.data.folders import folder_of_split
 from ssl_jax.data.images import EncodedImages
+from ssl_jax.data.retries import patiently
 from ssl_jax.data.sources import FASHION_MNIST_CLASSES, ArraySource, DataError
 from ssl_jax.data.tensorflow_datasets import TfdsImages, tfds
 from ssl_jax.data.token_frames import Fields
@@ -62,6 +63,10 @@ class ImageText(EncodedImages):
     digest.update(np.ascontiguousarray(self.images))
     return digest.hexdigest()
 
+  def parts(self) -> dict[str, str]:
+    """What the fingerprint is made of, see `sources.Source`."""
+    return {'the images': self._inner.fingerprint(), 'the captions': self._captions.fingerprint()}
+
   def report(self) -> str:
     """One line for the log."""
     return f'{len(self._inner):,} images with {self._captions.report()}'
@@ -86,7 +91,8 @@ class _Files(EncodedImages):
     return f'{self._root}/{self._names[index]}'
 
   def read(self, index: int) -> tuple[bytes, dict[str, np.ndarray]]:
-    data = pathlib.Path(self.name(index)).read_bytes()
+    path = pathlib.Path(self.name(index))
+    data = patiently(path.read_bytes, str(path))
     return data, {} if self.labels is None else {'label': self.labels[index]}
 
   def fingerprint(self) -> str:

@@ -9,6 +9,7 @@ be enlarged for it.
 """
 
 import contextlib
+import functools
 import io
 import math
 import warnings
@@ -21,6 +22,8 @@ from PIL import Image, UnidentifiedImageError
 from ssl_jax.data.sources import UnreadableImage
 
 FILTERS = {'bilinear': Image.Resampling.BILINEAR, 'bicubic': Image.Resampling.BICUBIC}
+# What a file may hold, whatever it is called. Pillow knows more, but would start Ghostscript for some.
+FORMATS = ('JPEG', 'PNG', 'WEBP', 'BMP', 'GIF', 'TIFF', 'PPM', 'JPEG2000')
 MISFITS = ('redraw', 'cut')
 TRIES = 10
 REDUCTIONS = (8, 4, 2)
@@ -130,8 +133,8 @@ class _Picture:
       self._image = Image.fromarray(data[..., 0] if data.shape[-1] == 1 else data)
     else:
       with _damage(data):
-        self._image = Image.open(io.BytesIO(data))
-        self._orientation = self._image.getexif().get(ORIENTATION, 1)
+        self._image = Image.open(io.BytesIO(data), formats=_formats())
+        self._orientation = _orientation(self._image)
     self._data = data
     size = self._image.size
     self.width, self.height = size[::-1] if self._orientation in (5, 6, 7, 8) else size
@@ -168,6 +171,21 @@ class _Picture:
   def _array(self, image: Image.Image) -> np.ndarray:
     pixels = np.array(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+  """Those of FORMATS that this Pillow was built with."""
+  Image.init()
+  return tuple(name for name in FORMATS if name in Image.OPEN)
+
+
+def _orientation(image: Image.Image) -> int:
+  """As EXIF says; damaged EXIF data are no damaged image."""
+  try:
+    return image.getexif().get(ORIENTATION, 1)
+  except Exception:  # Pillow raises several kinds
+    return 1
 
 
 def _cut(image: Image.Image, box: Box, by: int) -> Image.Image:

@@ -4,9 +4,12 @@ What is in the records is said in `array_records` (images) and `token_records` (
 """
 
 import pathlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
+from ssl_jax.data.retries import patiently
 from ssl_jax.data.sources import DataError
 
 # A record is a chunk, so that reading one does not decompress its neighbours.
@@ -24,10 +27,41 @@ def writer(file: pathlib.Path) -> Any:
   return ArrayRecordWriter(str(file), WRITER)
 
 
-def records(files: Iterable[str]) -> Any:
-  """The records of all files, by number. Open them where they are used: readers do not travel."""
-  from array_record.python.array_record_data_source import ArrayRecordDataSource
-  return ArrayRecordDataSource(list(files))
+class Records:
+  """The records of all files, by number. Make them where they are used: readers do not travel."""
+
+  def __init__(self, files: Sequence[str], counts: Sequence[int]):
+    """`counts`: how many records each file holds."""
+    self._files, self._ends, self._reader = list(files), np.cumsum(counts), None
+
+  def __len__(self) -> int:
+    return int(self._ends[-1])
+
+  def name(self, i: int) -> str:
+    """'path/train-00001-of-00008.array_record[5]': the file of record i, and its place in it."""
+    file = int(np.searchsorted(self._ends, i, side='right'))
+    return f'{self._files[file]}[{i - (int(self._ends[file - 1]) if file else 0)}]'
+
+  def __getitem__(self, i: int) -> bytes:
+    """Raises DataError for a record that is damaged, or that cannot be read for a while."""
+    return patiently(lambda: self._read(int(i)), self.name(i), (Exception,))
+
+  def _read(self, i: int) -> bytes:
+    from array_record.python.array_record_data_source import ArrayRecordDataSource
+    try:
+      if self._reader is None:
+        self._reader = ArrayRecordDataSource(self._files)
+      return self._reader[i]
+    except Exception as error:  # riegeli's status codes come as several kinds
+      self._reader = None  # One that has failed may go on failing.
+      refuse_damage(error, self.name(i))
+      raise
+
+
+def refuse_damage(error: Exception, name: str) -> None:
+  """Raises a DataError if riegeli says that a record is damaged, which no second try would mend."""
+  if 'Corrupted' in str(error):
+    raise DataError(f'{name} is damaged: {error}') from error
 
 
 def check_counts(files: Sequence[str], counts: Sequence[int], what: str) -> None:

@@ -47,7 +47,9 @@ class Source(Protocol):
     take(indices) -> {field: [B, ...]}, the same as stacking `self[i]` over `indices`;
     draw(i, seed=..., epoch=...) -> fields, what training reads instead of `self[i]`: random crops;
     labels, int32 [N] or None: all labels without reading an image;
-    classes, the names of the labels.
+    classes, the names of the labels;
+    parts() -> {what: a digest of it or its value}, all strings: of what the fingerprint is made, for
+      telling what changed.
   """
 
   def __len__(self) -> int: ...

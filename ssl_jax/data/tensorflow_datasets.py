@@ -17,6 +17,8 @@ from typing import Any, Literal
 import numpy as np
 
 from ssl_jax.data.images import EncodedImages
+from ssl_jax.data.retries import patiently
+from ssl_jax.data.shards import refuse_damage
 from ssl_jax.data.sources import DataError
 
 PREPARE = '''prepare it once, where there is a network:
@@ -29,10 +31,35 @@ LEGACY = ('image', 'image_classification', 'question_answering', 'summarization'
           'text_simplification', 'translate', 'vision_language')
 
 
+class Records:
+  """TFDS's records by number; one that cannot be read is tried again, and named."""
+
+  def __init__(self, inner: Any, full_name: str):
+    self._inner, self._full_name = inner, full_name
+
+  def __len__(self) -> int:
+    return len(self._inner)
+
+  def name(self, i: int) -> str:
+    """'shades/1.2.0/train[5]'"""
+    return f'{self._full_name}[{i}]'
+
+  def __getitem__(self, i: int) -> Mapping[str, Any]:
+    """Raises DataError for a record that is damaged, or that cannot be read for a while."""
+    return patiently(lambda: self._read(i), self.name(i), (Exception,))
+
+  def _read(self, i: int) -> Mapping[str, Any]:
+    try:
+      return self._inner[i]
+    except Exception as error:  # riegeli's status codes come as several kinds
+      refuse_damage(error, self.name(i))
+      raise
+
+
 class TfdsImages(EncodedImages):
   """One split of a prepared dataset; travels to workers as the arguments of `tfds`."""
 
-  def __init__(self, records: Any, full_name: str, classes: tuple[str, ...], arguments: dict,
+  def __init__(self, records: Records, full_name: str, classes: tuple[str, ...], arguments: dict,
                options: dict):
     super().__init__(**options)
     self._records, self._full_name, self.classes = records, full_name, classes
@@ -46,14 +73,14 @@ class TfdsImages(EncodedImages):
     return len(self._records)
 
   def name(self, index: int) -> str:
-    return f'{self._full_name}[{index}]'
+    return self._records.name(index)
 
   def record(self, index: int) -> Mapping[str, Any]:
-    """All features of an example, the image as it was encoded."""
+    """All features of an example, the image as it was encoded; DataError where it is damaged."""
     return self._records[index]
 
   def read(self, index: int) -> tuple[bytes | np.ndarray, dict[str, np.ndarray]]:
-    example = self._records[index]
+    example = self.record(index)
     image = example[self._image]
     fields = {} if self._label is None else {'label': np.int32(example[self._label])}
     return image, fields
@@ -65,7 +92,7 @@ class TfdsImages(EncodedImages):
       return None
     began, found = time.monotonic(), np.empty(len(self), np.int32)
     for i in range(len(self)):
-      found[i] = self._records[i][self._label]
+      found[i] = self.record(i)[self._label]
       if i % 100_000 == 99_999:
         print(f'{self._full_name}: {i + 1:,} of {len(self):,} labels after '
               f'{time.monotonic() - began:.0f} s', file=sys.stderr, flush=True)
@@ -108,7 +135,8 @@ def tfds(*, builder: str, split: str = 'train', data_dir: str | None = None, ima
                        f'{", ".join(sorted(features))}; set config.data.{what}')
   records = _records(found, builder, split, image)
   classes = tuple(getattr(features[label], 'names', None) or ()) if label is not None else ()
-  return TfdsImages(records, f'{found.info.full_name}/{split}', classes, arguments, options)
+  full_name = f'{found.info.full_name}/{split}'
+  return TfdsImages(Records(records, full_name), full_name, classes, arguments, options)
 
 
 def builder_of(name: str, data_dir: str | None) -> Any:

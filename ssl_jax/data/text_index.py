@@ -20,6 +20,7 @@ import numpy as np
 from etils import epath
 
 from ssl_jax.data.documents import clean
+from ssl_jax.data.retries import patiently
 from ssl_jax.data.sources import DataError
 
 # Bytes of one document; more is a file of another kind, such as one without line breaks.
@@ -92,6 +93,10 @@ def read_span(path: str, size: int, begin: int, end: int) -> bytes:
 
   Opened for each document: nothing to be shared between threads and processes.
   """
+  return patiently(lambda: _span(path, size, begin, end), path)
+
+
+def _span(path: str, size: int, begin: int, end: int) -> bytes:
   stream = epath.Path(path).open('rb') if '://' in path else open(path, 'rb')
   with stream:
     if stream.seek(0, 2) != size:
@@ -155,7 +160,7 @@ class Lines:
 
   def __iter__(self) -> Iterator[Line]:
     path = str(self._file)
-    with self._file.open('rb') as stream:
+    with patiently(lambda: self._file.open('rb'), path) as stream:
       # A limit, lest a file of another kind is read as a single line.
       for number, data in enumerate(iter(lambda: stream.readline(LARGEST + 1), b''), 1):
         check_size(len(data), f'{path}, line {number}')

@@ -7,13 +7,13 @@ from typing import Any
 import numpy as np
 
 from ssl_jax.data.documents import VERSION, Document, in_range, sentences_of
-from ssl_jax.data.tensorflow_datasets import builder_of, check_prepared
+from ssl_jax.data.tensorflow_datasets import Records, builder_of, check_prepared
 
 
 class TfdsTexts:
   """One split of a prepared dataset; travels to workers as the arguments of `tfds_text`."""
 
-  def __init__(self, records: Any, full_name: str, classes: tuple[str, ...], arguments: dict):
+  def __init__(self, records: Records, full_name: str, classes: tuple[str, ...], arguments: dict):
     self._records, self._full_name, self.classes = records, full_name, classes
     self._arguments, self._field, self._label = arguments, arguments['field'], arguments['label']
 
@@ -75,7 +75,8 @@ def tfds_text(*, dataset: str, split: str = 'train', data_dir: str | None = None
   except ValueError as error:
     raise ValueError(f'{dataset}: {error}') from error
   classes = tuple(getattr(features[label], 'names', None) or ()) if label is not None else ()
-  return TfdsTexts(records, f'{found.info.full_name}/{split}', classes, arguments)
+  full_name = f'{found.info.full_name}/{split}'
+  return TfdsTexts(Records(records, full_name), full_name, classes, arguments)
 
 
 def _holds(feature: Any, kind: type) -> bool:

@@ -28,7 +28,8 @@ import numpy as np
 from etils import epath
 
 from ssl_jax.data.documents import Corpus
-from ssl_jax.data.shards import check_counts, file_name, put_in_place, records, writer
+from ssl_jax.data.shards import Records as Shards
+from ssl_jax.data.shards import check_counts, file_name, put_in_place, writer
 from ssl_jax.data.sources import DataError
 from ssl_jax.data.special_tokens import Vocabulary
 from ssl_jax.data.token_coding import Coded, Coder, Sizes, dtype_of
@@ -59,16 +60,12 @@ class Records:
     return len(self.sizes.documents)
 
   @functools.cached_property
-  def _records(self):
-    return records(_files(self._folder, self._split, self._about))
+  def _records(self) -> Shards:
+    return Shards(_files(self._folder, self._split, self._about), self._about['counts'])
 
   def read(self, i: int) -> tuple[np.ndarray, np.ndarray]:
     """Tokens of document i and whether each begins a word."""
-    try:
-      record = self._records[int(i)]
-    except Exception as error:  # riegeli's status codes come as several kinds
-      raise DataError(f'document {i} of {self._folder}/{self._split} cannot be read, its shard is '
-                      f'damaged: {error}') from error
+    record = self._records[int(i)]
     kind, length = np.dtype(self._about['dtype']), int(self._lengths[i])
     if len(record) != length * kind.itemsize + -(-length // 8):
       raise DataError(f'document {i} of {self._folder}/{self._split} has another length than '
@@ -81,6 +78,12 @@ class Records:
     """A digest of all records, as they were written, and of the tokenizer."""
     about = [self._about[name] for name in ('sha256', 'sizes', 'tokenizer')]
     return hashlib.sha256(repr((VERSION, about)).encode()).hexdigest()
+
+  def parts(self) -> dict[str, str]:
+    """What changes with what, see `sources.Source`; the same text has other records with another
+    tokenizer."""
+    return {'the text': self._about['corpus'], 'the tokenizer': self._about['tokenizer'],
+            'the records': self._about['sha256']}
 
 
 # --- reading --------------------------------------------------------------------------------------

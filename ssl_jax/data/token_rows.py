@@ -30,6 +30,11 @@ class Rows:
     about = (VERSION, type(self).__name__, self.store.fingerprint(), self.frame.length)
     return hashlib.sha256(repr(about).encode()).hexdigest()
 
+  def parts(self) -> dict[str, str]:
+    """What the fingerprint is made of, see `sources.Source`."""
+    return {**self.store.parts(), 'the length of a row': str(self.frame.length),
+            'the kind of rows': type(self).__name__}
+
   def documents(self) -> 'Documents':
     """The same text as evaluation sees it."""
     return Documents(self.store, self.frame.length)

@@ -30,6 +30,10 @@ class Store(Protocol):
 
   def fingerprint(self) -> str: ...
 
+  def parts(self) -> Mapping[str, str]:
+    """See `sources.Source`."""
+    ...
+
 
 class InMemory:
   """A tokenised corpus: 3 bytes per token (5 with a vocabulary above 65,536), and its lengths."""
@@ -37,7 +41,7 @@ class InMemory:
   def __init__(self, corpus: Corpus, tokenizer: Tokenizer):
     self.vocabulary, self.classes = tokenizer.vocabulary, tuple(corpus.classes)
     self.labels = {name: np.asarray(array, np.int32) for name, array in corpus.labels.items()}
-    self._fingerprint = f'{corpus.fingerprint()} {tokenizer.fingerprint()}'
+    self._parts = {'the text': corpus.fingerprint(), 'the tokenizer': tokenizer.fingerprint()}
     progress, found = Progress(len(corpus), 'tokenised'), []
     for chunk in chunks(corpus[i] for i in range(len(corpus))):
       tokens, *rest = tokenised(chunk, tokenizer)
@@ -61,4 +65,7 @@ class InMemory:
     return self._tokens[span], self._starts[span]
 
   def fingerprint(self) -> str:
-    return self._fingerprint
+    return ' '.join(self._parts.values())
+
+  def parts(self) -> dict[str, str]:
+    return self._parts

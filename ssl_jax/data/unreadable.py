@@ -96,7 +96,7 @@ class Unreadable:
 
 
 def _listed(faults: list[Fault]) -> str:
-  lines = [f'  {name}: {reason}' for _, name, reason in faults[:NAMED]]
+  lines = [f'  example {index}, {name}: {reason}' for index, name, reason in faults[:NAMED]]
   more = len(faults) - NAMED
   return '\n'.join(lines + ([f'  and {more} more'] if more > 0 else []))
 

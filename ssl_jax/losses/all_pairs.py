@@ -367,6 +367,19 @@ def wide(x: jax.Array) -> jnp.dtype:
   return x.dtype if jnp.finfo(x.dtype).bits >= 32 else jnp.dtype(jnp.float32)
 
 
+def positive(name: str, value: float | jax.Array) -> float | jax.Array:
+  """`value`, a temperature or scale. What an array holds is not looked at: it may be traced.
+
+  Raises:
+    ValueError: a number that is not above 0, or whose inverse is none in float32.
+  """
+  if not isinstance(value, jax.Array):
+    tiny = float(jnp.finfo(jnp.float32).tiny)
+    if not tiny <= value <= 1 / tiny:
+      raise ValueError(f'{name} must be a number above 0 that float32 can divide by, got {value!r}')
+  return value
+
+
 def product(subscripts: str, a: jax.Array, b: jax.Array) -> jax.Array:
   """einsum with b's precision, summed in float32 or wider. HIGHEST: accelerators round float32
   operands by default; 16 bits have nothing to lose."""

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax.losses.all_pairs import wide
+from ssl_jax.losses.all_pairs import positive, wide
 from ssl_jax.parallel import pmean, psum
 from ssl_jax.types import AxisName
 
@@ -44,7 +44,7 @@ def sinkhorn(
   if iterations < 1:
     raise ValueError(f'iterations must be at least 1, got {iterations}')
   groups = [(scores, axis_name)] + ([] if more is None else [(more, None)])
-  log_qs = [lax.stop_gradient(x.astype(wide(x))) / epsilon for x, _ in groups]
+  log_qs = [lax.stop_gradient(x.astype(wide(x))) / positive('epsilon', epsilon) for x, _ in groups]
   for _ in range(iterations):
     sums = [_lse_of_samples(log_q, axis) for log_q, (_, axis) in zip(log_qs, groups)]
     of_prototypes = reduce(jnp.logaddexp, sums)[None]
@@ -77,7 +77,8 @@ def swapped_prediction(
   crops, coded = scores.shape[1], codes.shape[1]
   if not 1 <= coded <= crops or crops < 2:
     raise ValueError(f'expected codes of some of at least two crops, got {coded} and {crops}')
-  return cross_prediction(codes, scores.astype(wide(scores)) / temperature, axis_name)
+  scores = scores.astype(wide(scores)) / positive('temperature', temperature)
+  return cross_prediction(codes, scores, axis_name)
 
 
 def swav(

@@ -20,7 +20,8 @@ All take the keywords
   block: columns at a time; None picks.
 
 and return a scalar in float32 (float64 where the inputs are), invariant over `axis_name`. Embeddings
-are normalised here, in at least float32, and rounded to the dtype they came in.
+are normalised here, in at least float32, and rounded to the dtype they came in. A temperature or
+scale that is a number, not an array, and not above 0 is a ValueError.
 """
 
 import chex
@@ -30,6 +31,7 @@ from jax import lax
 
 from ssl_jax.losses.all_pairs import (
   pair_lse,
+  positive,
   row_lse,
   self_lse,
   self_sums,
@@ -64,7 +66,7 @@ def info_nce(
     axis_name, implementation, block: see the module.
   """
   _check_pairs(queries, keys)
-  a, b = _scaled(queries, 1 / temperature), _scaled(keys)
+  a, b = _scaled(queries, _inverse(temperature)), _scaled(keys)
   lse = row_lse(a, b, spread(implementation, block, a, b, axis_name))
   return _mean(lse - _own_logits(a, b), weights, axis_name)
 
@@ -87,7 +89,7 @@ def nt_xent(
   """
   _check_pairs(z1, z2)
   # Example-major: joining views along the rows would move rows between devices in the global view.
-  z = _scaled(jnp.stack([z1, z2], axis=1).reshape(-1, z1.shape[1]), (1 / temperature) ** 0.5)
+  z = _scaled(jnp.stack([z1, z2], axis=1).reshape(-1, z1.shape[1]), _root(temperature))
   lse = self_lse(z, spread(implementation, block, z, z, axis_name)).reshape(-1, 2)
   own = _own_logits(*jnp.unstack(z.reshape(-1, 2, z.shape[1]), axis=1))
   return _mean(jnp.mean(lse, axis=1) - own, weights, axis_name)
@@ -116,7 +118,7 @@ def queue_nce(
   _check_pairs(queries, keys)
   chex.assert_shape(queue, (None, queries.shape[1]))
   keys, queue = lax.stop_gradient((keys, queue))
-  a, b = _scaled(queries, 1 / temperature), _scaled(keys)
+  a, b = _scaled(queries, _inverse(temperature)), _scaled(keys)
   own = _own_logits(a, b)
   within = set(_axes(queue_axis)) & set(_axes(axis_name))
   if within and within != set(_axes(queue_axis)):
@@ -151,11 +153,12 @@ def sup_con(
   """
   chex.assert_rank([embeddings, labels], [2, 1])
   chex.assert_equal_shape_prefix([embeddings, labels], 1)
-  z = _scaled(embeddings, (1 / temperature) ** 0.5)
+  z = _scaled(embeddings, _root(temperature))
   lse, positives, count = self_sums(z, labels, spread(implementation, block, z, z, axis_name))
   count = lax.stop_gradient(count)
   counts = (count > 0).astype(lse.dtype)
-  losses = counts * (lse - positives / jnp.maximum(count, 1))
+  # A row that is alone in the batch has the log-sum-exp of nothing, and 0 * -inf is NaN.
+  losses = jnp.where(count > 0, lse - positives / jnp.maximum(count, 1), 0)
   return weighted_mean(losses, counts if weights is None else counts * weights, axis_name)
 
 
@@ -171,7 +174,7 @@ def clip(
     axis_name, implementation, block: see the module.
   """
   _check_pairs(image, text)
-  a, b = _scaled(image, scale), _scaled(text)
+  a, b = _scaled(image, positive('scale', scale)), _scaled(text)
   to_text, to_image = pair_lse(a, b, spread(implementation, block, a, b, axis_name))
   return _mean((to_text + to_image) / 2 - _own_logits(a, b), None, axis_name)
 
@@ -189,7 +192,7 @@ def siglip(
     axis_name, implementation, block: see the module.
   """
   _check_pairs(image, text)
-  a, b = _scaled(image, scale), _scaled(text)
+  a, b = _scaled(image, positive('scale', scale)), _scaled(text)
   where = spread(implementation, block, a, b, axis_name)
   return _mean(sigmoid_sums(a, b, jnp.asarray(bias, wide(a)), where), None, axis_name)
 
@@ -205,6 +208,15 @@ def _check_pairs(a: jax.Array, b: jax.Array) -> None:
 def _scaled(x: jax.Array, scale: float | jax.Array = 1.) -> jax.Array:
   """Unit rows times `scale`, rounded once, to the dtype that x has."""
   return (l2_normalize(x) * jnp.asarray(scale, wide(x))).astype(x.dtype)
+
+
+def _inverse(temperature: float | jax.Array) -> float | jax.Array:
+  return 1 / positive('temperature', temperature)
+
+
+def _root(temperature: float | jax.Array) -> float | jax.Array:
+  """What both sides of a pair are multiplied by."""
+  return _inverse(temperature) ** 0.5
 
 
 def _own_logits(a: jax.Array, b: jax.Array) -> jax.Array:

@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from ssl_jax.losses.all_pairs import wide
+from ssl_jax.losses.all_pairs import positive, wide
 from ssl_jax.losses.clustering import cross_prediction
 from ssl_jax.losses.contrastive import l2_normalize
 from ssl_jax.parallel import pmean
@@ -53,5 +53,6 @@ def dino(
     raise ValueError(f'expected a teacher of some of at least two crops, got {seen} and {crops}')
   teacher = teacher.astype(wide(teacher))
   teacher = lax.stop_gradient(teacher - center.astype(teacher.dtype)[None, None])
-  targets = jax.nn.softmax(teacher / teacher_temperature)
-  return cross_prediction(targets, student.astype(wide(student)) / student_temperature, axis_name)
+  targets = jax.nn.softmax(teacher / positive('teacher_temperature', teacher_temperature))
+  student = student.astype(wide(student)) / positive('student_temperature', student_temperature)
+  return cross_prediction(targets, student, axis_name)

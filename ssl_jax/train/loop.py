@@ -60,11 +60,11 @@ def fit(
   Args:
     step: (TrainState, batch) -> (TrainState, metrics); may donate its first argument.
     state: where to start; `batches` must begin with batch number `state.step`.
-    batches: global batches.
+    batches: global batches; they may end before `steps` only where `stop` says so.
     steps: the number of steps of the whole run.
     callbacks: run in order when due.
     report: called as (k, metrics of step k as floats), k counted from 0, one step late.
-    stop: asked before every step; True ends training cleanly.
+    stop: asked before every step, and once more after what was due; True ends training cleanly.
     patience: how many non-finite steps in a row are undone before giving up.
 
   Returns:
@@ -72,6 +72,7 @@ def fit(
 
   Raises:
     NonFiniteError: `patience` non-finite steps in a row.
+    ValueError: the batches ended, and nobody asked for that.
   """
   first = at = int(state.step)
   pending, bad = None, []
@@ -97,9 +98,14 @@ def fit(
       pending = read(pending, state)
     for callback in due:
       callback.run(at, state)
-    if ending:
+    if ending or (due and stop()):  # what was due may have been cut short by the same signal
       return state
-    batch = next(batches)
+    if (batch := next(batches, None)) is None:
+      if not stop():
+        raise ValueError(f'the batches ended before step {at} of {steps}')
+      if pending is not None:
+        read(pending, state)
+      return state
     # Looking for a NaN, JAX runs the step again operation by operation, which copies constants.
     with jax.transfer_guard('allow' if jax.config.jax_debug_nans else 'disallow'):
       state, metrics = step(state, batch)

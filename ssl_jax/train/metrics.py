@@ -6,6 +6,7 @@ time since the run started), the one field that differs between an interrupted a
 
 import json
 import math
+import os
 import pathlib
 import sys
 import time
@@ -26,14 +27,25 @@ class JsonLines:
     partial = path.with_suffix('.partial')
     partial.write_text(''.join(json.dumps(line) + '\n' for line in kept))
     partial.replace(path)
+    # An evaluation that a signal cut short is made up for, and perhaps once more after a kill.
+    self._there = {frozenset(line) for line in kept if line['step'] == resume_step}
+    self._first = resume_step
     self._start = time.monotonic() - (kept[-1].get('seconds', 0.0) if kept else 0.0)
     self._file = path.open('a')
 
   def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
     seconds = round(time.monotonic() - self._start, 3)
     line = {'step': step, **{name: _json_number(value) for name, value in metrics.items()}}
-    self._file.write(json.dumps({**line, 'seconds': seconds}) + '\n')
+    line['seconds'] = seconds
+    if step == self._first and frozenset(line) in self._there:
+      return
+    self._file.write(json.dumps(line) + '\n')
     self._file.flush()
+
+  def sync(self) -> None:
+    """Onto the disk, or into the bucket that is mounted there."""
+    self._file.flush()
+    os.fsync(self._file.fileno())
 
   def close(self) -> None:
     self._file.close()
@@ -57,19 +69,37 @@ def _json_number(value: float) -> float | str:
 
 
 class TensorBoard:
-  """The same numbers as scalars for TensorBoard (tensorboardX, no TensorFlow)."""
+  """The same numbers as scalars for TensorBoard (tensorboardX, no TensorFlow).
+
+  Written by this thread: that of tensorboardX's SummaryWriter ends at a full disk, or at a clock that
+  is set back, and training would wait for it for ever.
+
+  Raises ModuleNotFoundError where that is not installed.
+  """
 
   def __init__(self, folder: str | pathlib.Path, *, resume_step: int = 0):
-    from tensorboardX import SummaryWriter  # 0.3 s to import
-    self._writer = SummaryWriter(str(folder), purge_step=resume_step + 1 if resume_step else None)
+    from tensorboardX.event_file_writer import EventsWriter  # 0.3 s to import
+    from tensorboardX.proto.event_pb2 import Event, SessionLog
+    from tensorboardX.summary import scalar
+    pathlib.Path(folder).mkdir(parents=True, exist_ok=True)
+    self._event, self._scalar = Event, scalar
+    self._events = EventsWriter(str(pathlib.Path(folder) / 'events'))
+    if resume_step:  # what an earlier part of the run wrote beyond is not shown
+      self._write(resume_step + 1, session_log=SessionLog(status=SessionLog.START))
 
   def __call__(self, step: int, metrics: Mapping[str, float]) -> None:
     for name, value in metrics.items():
       if math.isfinite(value):  # TensorBoard draws nothing for others
-        self._writer.add_scalar(name, value, step)
+        self._write(step, summary=self._scalar(name, value))
+
+  def sync(self) -> None:
+    self._events.flush()
 
   def close(self) -> None:
-    self._writer.close()
+    self._events.close()
+
+  def _write(self, step: int, **content) -> None:
+    self._events.write_event(self._event(wall_time=time.time(), step=step, **content))
 
 
 class Progress:

@@ -15,6 +15,7 @@ import optax
 from jax.sharding import Mesh
 
 from ssl_jax.parallel import batch_sharding, infer_sharding, pmean, replicated
+from ssl_jax.train import spikes
 from ssl_jax.types import AxisName, Batch, Method, TrainState
 
 TrainStep = Callable[[TrainState, Batch], tuple[TrainState, Mapping[str, jax.Array]]]
@@ -28,7 +29,7 @@ def make_train_step(
 
   Args:
     method: built with `on_batch=inside(axis_name)` when `axis_name` is given.
-    tx: the optimizer.
+    tx: the optimizer, perhaps with a guard (`ssl_jax.train.spikes.skip_spikes`).
     key: the run's key. Views draw from (key, epoch, example id), all else from (key, step).
     prepare: (keys [B], batch) -> batch, the views or masks; needs batch['id'] and batch['epoch'].
     axis_name: set it inside pmap, shard_map or vmap; gradients are then averaged over it.
@@ -36,7 +37,8 @@ def make_train_step(
   Returns:
     (state, batch) -> (state, metrics). Metrics are scalars: loss, grad_norm, finite and the
     method's own. A step whose loss, gradient or result is not finite leaves parameters, optimizer
-    and method state as they were (finite = False); only the step count advances.
+    and method state as they were (finite = False); only the step count advances. With a guard the
+    same happens to a spike (spike = True), which the guard remembers.
   """
   views_key, step_key = jax.random.split(key)
 
@@ -50,8 +52,16 @@ def make_train_step(
     grad_norm = optax.tree.norm(grads)
     new = _update(method, tx, ts, state, grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(grad_norm) & _all_finite(new)
-    kept = jax.tree.map(lambda new, old: jnp.where(finite, new, old), new, ts)
+    # Devices must agree: of a state that is spread over the axis only one may have met the NaN.
+    finite = pmean(finite.astype(jnp.float32), axis_name) == 1
     metrics = dict(metrics, loss=loss, grad_norm=grad_norm, finite=finite)
+    good = finite
+    if isinstance(tx, spikes.SkipSpikes):
+      metrics['spike'] = finite & spikes.is_spike(ts.opt, loss, grad_norm, tx.deviations)
+      good = finite & ~metrics['spike']
+    kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), new, ts)
+    if isinstance(tx, spikes.SkipSpikes):
+      kept = kept._replace(opt=spikes.noted(kept.opt, loss, grad_norm, finite))
     return kept._replace(step=ts.step + 1), metrics
 
   return train_step

@@ -3,16 +3,13 @@
 import http.server
 import json
 import os
-import pathlib
 import re
-import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -20,97 +17,19 @@ import pytest
 from ssl_jax.cli import agreement, hosts, main, meeting
 from ssl_jax.schema import ConfigError
 from ssl_jax.train.checkpoint import Checkpoints
-from ssl_jax.train.metrics import read_lines
-
-ROOT = pathlib.Path(__file__).parents[2]
-DEMO = str(ROOT / 'configs' / 'simclr_fashion_mnist.py')
-QUIET = ('--config.evaluate.every=None', '--config.evaluate.health_every=None',
-         '--config.optimizer={"name": "sgd"}')
-# Short waits, given before the command as a test cannot wait as long as a cluster.
-SHORT = ('import sys; from ssl_jax.cli import agreement, hosts, main, meeting\n'
-         'meeting.START, hosts.LAST, agreement.SHARED = 60, 5, 1\n')
-
-
-def free_port() -> int:
-  with socket.socket() as s:
-    s.bind(('127.0.0.1', 0))
-    return s.getsockname()[1]
-
-
-def environment(devices: int, **more: str) -> dict[str, str]:
-  clean = {name: value for name, value in os.environ.items()
-           if not name.startswith(('SLURM_', 'OMPI_', 'JAX_'))}
-  return clean | {'JAX_PLATFORMS': 'cpu', 'JAX_NUM_CPU_DEVICES': str(devices),
-                  'PYTHONPATH': str(ROOT)} | more
-
-
-def python(code: str, *arguments: str, cwd=ROOT, **more) -> subprocess.Popen:
-  return subprocess.Popen([sys.executable, '-c', code, *arguments], cwd=cwd, text=True,
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=environment(**more))
-
-
-def train(workdir, *arguments: str, code=SHORT, **more) -> subprocess.Popen:
-  return python(code + 'sys.exit(main(sys.argv[1:]))', 'train', f'--config={DEMO}:smoke',
-                f'--workdir={workdir}', f'--cache_dir={ROOT}/.jax_cache', *QUIET, *arguments,
-                **more)
-
-
-def together(workdirs, *arguments: str, each=((), ()), devices=2, **more) -> list[subprocess.Popen]:
-  """One process for each folder; `each` has more arguments of each."""
-  address = f'--coordinator=127.0.0.1:{free_port()}'
-  return [train(workdir, address, f'--processes={len(workdirs)}', f'--process={i}', *arguments,
-                *each[i], devices=devices, **more) for i, workdir in enumerate(workdirs)]
-
-
-def ends(processes: list[subprocess.Popen], timeout=120) -> list[SimpleNamespace]:
-  try:
-    texts = [process.communicate(timeout=timeout) for process in processes]
-  finally:
-    for process in processes:
-      process.kill()
-  return [SimpleNamespace(code=process.returncode, out=out, err=err)
-          for process, (out, err) in zip(processes, texts)]
-
-
-def lines(workdir) -> list[dict]:
-  return read_lines(pathlib.Path(workdir) / 'metrics.jsonl')
-
+from tests.processes import (
+  DEMO,
+  ROOT,
+  SHORT,
+  ends,
+  environment,
+  free_port,
+  lines,
+  together,
+  train,
+)
 
 # --- training -------------------------------------------------------------------------------------
-
-
-def test_two_processes_train_stop_and_resume_as_one(tmp_path):
-  """2 x 2 devices, a SIGTERM to one of them, the same command again: the run of 1 x 4 devices."""
-  arguments = ('--config.steps=80', '--config.checkpoint.every=None')
-  both = together([tmp_path / 'two'] * 2, *arguments)
-  while len(lines(tmp_path / 'two')) < 2:
-    assert all(process.poll() is None for process in both), ends(both)
-    time.sleep(0.05)
-  for _ in range(2):  # a second signal does no harm
-    both[1].send_signal(signal.SIGTERM)
-    time.sleep(0.3)
-  for end in (stopped := ends(both)):
-    assert end.code == 42, end.err
-  step, = Checkpoints(tmp_path / 'two' / 'checkpoints').steps()
-  assert f'stopped at step {step} of 80' in stopped[0].err
-  assert not stopped[0].out and not stopped[1].out
-  assert [line['step'] for line in lines(tmp_path / 'two')] == list(range(1, step + 1))
-
-  *both, alone = ends([*together([tmp_path / 'two'] * 2, *arguments),
-                       train(tmp_path / 'one', *arguments, devices=4)])
-  assert f'resuming at step {step}' in both[0].err 
-  assert both[0].out.startswith('done: 80 steps') and not both[1].out
-  assert [end.code for end in (*both, alone)] == [0, 0, 0], [end.err for end in both]
-  two, one = lines(tmp_path / 'two'), lines(tmp_path / 'one')
-  assert [line['step'] for line in two] == [line['step'] for line in one] == list(range(1, 81))
-  for name in ('loss', 'grad_norm'):
-    np.testing.assert_allclose(two[0][name], one[0][name], rtol=1e-5)
-    # Later float32 steps drift apart by rounding, in correct code too.
-    np.testing.assert_allclose([line[name] for line in two[:20]], [line[name] for line in one[:20]],
-                               rtol=0.02)
-    np.testing.assert_allclose([line[name] for line in two], [line[name] for line in one], rtol=0.3)
-  assert [path.name for path in (tmp_path / 'two').glob('.*')] == []
-  assert len((tmp_path / 'two' / 'starts.jsonl').read_text().splitlines()) == 2
 
 
 @pytest.mark.slow
@@ -151,21 +70,6 @@ def test_the_rehearsal_of_the_document(tmp_path):
   assert done.returncode == 0 and 'done: 4 steps' in done.stdout, done.stderr
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize('victim', [0, 1])
-def test_a_process_that_is_killed_ends_the_other(tmp_path, victim):
-  """At once, where gloo notices; else by JAX, which aborts it. Both are worth another start."""
-  quick = SHORT + 'hosts.DEAD = 10\n'
-  both = together([tmp_path / 'run'] * 2, '--config.steps=3000', code=quick)
-  while len(lines(tmp_path / 'run')) < 4:
-    time.sleep(0.05)
-  both[victim].kill()
-  began = time.monotonic()
-  other = ends(both)[1 - victim]
-  assert other.code == 42 and 'another process was lost' in other.err or other.code == -6
-  assert time.monotonic() - began < 30
-
-
 FAILING = """
 from ssl_jax.cli import train
 from ssl_jax.data.sources import DataError
@@ -190,28 +94,6 @@ def test_an_error_in_the_middle_of_training_ends_all(tmp_path):
 # --- refusing -------------------------------------------------------------------------------------
 
 
-def test_hosts_that_mean_another_run_are_refused(tmp_path):
-  both = ends(together([tmp_path / 'run'] * 2, each=(
-    (), ('--config.seed=3', '--config.batch_size=32', '--resume=never'))))
-  here = socket.gethostname()
-  for end in both:
-    assert end.code == 2, end.err
-    for words in ('config.seed: 0 on process 0', f'3 on process 1 ({here})',
-                  'config.batch_size: 16 on', "--resume: 'auto' on", 'nothing was trained'):
-      assert words in end.err
-    assert 'Traceback' not in end.err
-  assert all(line.startswith(f'[process 1 of 2, {here}] ')
-             for line in both[1].err.splitlines() if line), both[1].err
-  assert not (tmp_path / 'run').exists()
-
-
-def test_a_workdir_that_is_not_shared_is_refused(tmp_path):
-  for end in ends(together([tmp_path / 'a', tmp_path / 'b'])):
-    assert end.code == 2, end.err
-    assert 'is not one folder that all hosts share' in end.err and 'process 1 (' in end.err
-  assert list((tmp_path / 'a').iterdir()) == [] and not (tmp_path / 'b').exists()
-
-
 def test_an_error_of_one_process_is_told_to_the_others(tmp_path):
   """A relative path that only exists where process 0 was started."""
   np.savez(tmp_path / 'mine.npz', image=np.zeros((32, 28, 28, 1), np.uint8))
@@ -222,29 +104,6 @@ def test_an_error_of_one_process_is_told_to_the_others(tmp_path):
                      cwd=folder) for i, folder in enumerate((tmp_path, tmp_path / 'elsewhere'))])
   assert [end.code for end in both] == [3, 3], [end.err for end in both]
   assert 'ended with process 1' in both[0].err and 'mine.npz' in both[0].err
-
-
-RAGGED = """
-import sys
-import numpy as np
-from ssl_jax.cli import agreement, hosts
-process = int(sys.argv[2])
-batch = dict(image=np.zeros((4 - process * int(sys.argv[3]), 8, 8, 1), np.uint8))
-def work():
-  agreement.check_batch(dict(image=np.zeros((4, 2))), rows=4)
-  agreement.check_batch(batch, rows=4)
-  return 0
-sys.exit(hosts.run(hosts.find(sys.argv[1], 2, process), work))
-"""
-
-
-def test_ragged_batches_are_refused():
-  port = free_port()
-  both = ends([python(RAGGED, f'127.0.0.1:{port}', str(i), '2', devices=1) for i in range(2)])
-  for end in both:
-    assert end.code == 2, end.err
-    assert "field 'image': uint8[8, 8, 1], all its rows on process 0" in end.err
-    assert 'uint8[8, 8, 1], 2 rows instead of 4 on process 1' in end.err
 
 
 def facts_of(**changes) -> dict:
@@ -268,18 +127,6 @@ def test_facts_name_code_and_versions():
 
 
 # --- meeting --------------------------------------------------------------------------------------
-
-
-def test_processes_that_do_not_come_are_named(tmp_path):
-  began = time.monotonic()
-  some = together([tmp_path / 'run'] * 4, each=((),) * 4, code=SHORT + 'meeting.START = 7\n')
-  for absent in some[2:]:
-    absent.kill()
-  for end in ends(some)[:2]:
-    assert end.code == 42, end.err
-    assert 'processes 2, 3 of 4 did not come to 127.0.0.1:' in end.err
-    assert 'firewall' in end.err and 'Traceback' not in end.err
-  assert time.monotonic() - began < 30
 
 
 def place(process: int, processes: int, port: int) -> meeting.Place:

@@ -1,12 +1,8 @@
 """The commands end to end, in this process, on eight virtual devices."""
 
 import json
-import os
 import pathlib
 import shutil
-import signal
-import threading
-import time
 
 import jax
 import numpy as np
@@ -54,34 +50,6 @@ def test_a_run_leaves_what_it_promises(undisturbed):
   assert Checkpoints(undisturbed / 'checkpoints').steps() == [6, 8]  # keep=2
   assert list((undisturbed / 'tensorboard').glob('events*'))
   assert runs.read_config(undisturbed).batch_size == 16
-
-
-def signal_at_step(workdir, step):
-  """Sends SIGTERM to this process as soon as the metrics file has reached `step`."""
-  def watch():
-    for _ in range(6000):
-      if any(line['step'] >= step for line in read_lines(workdir / 'metrics.jsonl')):
-        os.kill(os.getpid(), signal.SIGTERM)
-        return
-      time.sleep(0.005)
-  thread = threading.Thread(target=watch, daemon=True)
-  thread.start()
-  return thread
-
-
-def test_sigterm_saves_and_the_same_command_continues_bit_for_bit(undisturbed, tmp_path, capsys):
-  arguments = ['--config.steps=8', '--config.checkpoint.every=3', '--config.log_every=1']
-  workdir = tmp_path / 'run'
-  watcher = signal_at_step(workdir, 2)
-  code = train(workdir, *arguments)
-  watcher.join()
-  assert code == 42
-  stopped = Checkpoints(workdir / 'checkpoints').latest()
-  assert 2 <= stopped < 8
-  assert train(workdir, *arguments) == 0
-  assert f'resuming at step {stopped}' in capsys.readouterr().err
-  assert lines(workdir) == lines(undisturbed)
-  jax.tree.map(np.testing.assert_array_equal, final_state(workdir, 8), final_state(undisturbed, 8))
 
 
 def test_a_run_that_lost_its_last_steps_repeats_them_bit_for_bit(undisturbed, tmp_path):
@@ -146,19 +114,6 @@ def test_init_from_takes_weights_only(undisturbed, tmp_path, capsys):
   assert 'no subtree' in capsys.readouterr().err
 
 
-def test_steps_that_are_not_finite_end_the_run_with_4(tmp_path, capsys):
-  workdir = tmp_path / 'run'
-  code = train(workdir, '--config.schedule.learning_rate=1e38', '--config.patience=2',
-               '--config.steps=20', '--config.optimizer.name=sgd')
-  assert code == 4
-  error = capsys.readouterr().err
-  assert 'not finite in 2 steps in a row' in error and 'Traceback' not in error
-  bad = json.loads((workdir / 'non_finite.json').read_text())
-  assert np.shape(bad['example_ids']) == (2, 16)
-  state = final_state(workdir, Checkpoints(workdir / 'checkpoints').latest())
-  assert all(np.isfinite(x).all() for x in jax.tree.leaves(state.params))
-
-
 def test_profile_writes_a_trace(tmp_path):
   assert train(tmp_path, '--config.steps=4', '--profile=2:3') == 0
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))
@@ -215,7 +170,7 @@ def test_a_sharded_run_is_used_elsewhere_without_its_data(tmp_path, monkeypatch)
 
 def test_debug_nans_stops_at_the_operation(tmp_path, capsys):
   code = train(tmp_path, '--debug_nans', '--config.optimizer.name=sgd',
-               '--config.schedule.learning_rate=1e38', '--config.method.temperature=1e-39')
+               '--config.schedule.learning_rate=1e38')
   jax.config.update('jax_debug_nans', False)
   assert code == 4
   assert 'Traceback' in capsys.readouterr().err
@@ -227,19 +182,6 @@ def test_embed_of_other_images(undisturbed, tmp_path):
   assert main(['embed', f'--workdir={undisturbed}', f'--data={tmp_path}/mine.npz',
                f'--output={tmp_path}/z.npz', *CACHE]) == 0
   assert np.load(tmp_path / 'z.npz')['embedding'].shape == (20, 128)
-
-
-def test_a_damaged_checkpoint_is_noticed(undisturbed, tmp_path, capsys):
-  workdir = tmp_path / 'run'
-  shutil.copytree(undisturbed, workdir)
-  for step in ('6', '8'):
-    file = max((f for f in (workdir / 'checkpoints' / step).rglob('*') if f.is_file()),
-               key=lambda f: f.stat().st_size)
-    data = bytearray(file.read_bytes())
-    data[len(data) // 2] ^= 1
-    file.write_bytes(data)
-  assert train(workdir, '--config.steps=8') == 3
-  assert 'no step in' in capsys.readouterr().err
 
 
 def arrays(path, **fields):

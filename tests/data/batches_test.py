@@ -2,12 +2,8 @@
 
 import json
 import multiprocessing
-import os
-import signal
 import subprocess
 import sys
-import textwrap
-import time
 from itertools import islice
 
 import numpy as np
@@ -185,13 +181,6 @@ def test_in_order_counts_every_example_once():
 # --- workers --------------------------------------------------------------------------------------
 
 
-def wait_for(condition, seconds=20):
-  end = time.monotonic() + seconds
-  while not condition() and time.monotonic() < end:
-    time.sleep(0.05)
-  return condition()
-
-
 def test_two_workers_give_the_same_batches_and_leave():
   options = dict(start=1, rows=[0, 3, 4])
   stream = batches(arrays(), batch_size=8, seed=5, workers=2, **options)
@@ -206,65 +195,6 @@ def test_a_worker_names_the_example_it_cannot_read():
   with pytest.raises(DataError, match='cannot read example 11: OSError: truncated image'):
     first(4, Squares(bad=11), batch_size=23, workers=1)
   assert not multiprocessing.active_children()
-
-
-@pytest.mark.slow
-def test_a_killed_worker_is_an_error_not_a_hang():
-  stream = batches(Squares(), batch_size=8, seed=5, workers=1, prefetch=1)
-  next(stream)
-  os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
-  with pytest.raises(RuntimeError, match='terminated unexpectedly'):
-    for _ in range(4):
-      next(stream)
-  assert not multiprocessing.active_children()
-
-
-PARENT = '''
-  import multiprocessing
-  import sys
-  import time
-  import numpy as np
-  from ssl_jax.data.batches import batches
-  from ssl_jax.data.sources import ArraySource
-  if __name__ == '__main__':
-    stream = batches(ArraySource(dict(x=np.arange(16))), batch_size=4, seed=0, workers=2)
-    next(stream)
-    next(stream)
-    print(*[child.pid for child in multiprocessing.active_children()], flush=True)
-    for line in sys.stdin:
-      print(next(stream)['x'].sum(), flush=True)
-'''
-
-
-def is_running(pid):
-  try:
-    with open(f'/proc/{pid}/stat') as file:
-      return file.read().rpartition(')')[2].split()[0] != 'Z'
-  except FileNotFoundError:
-    return False
-
-
-@pytest.mark.skipif(not sys.platform.startswith('linux'), reason='looks into /proc')
-def test_workers_survive_a_cluster_s_sigterm_but_not_their_parent(tmp_path, root):
-  script = tmp_path / 'parent.py'
-  script.write_text(textwrap.dedent(PARENT))
-  parent = subprocess.Popen(
-    [sys.executable, str(script)], env=dict(os.environ, PYTHONPATH=str(root)), text=True,
-    stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-  with parent:
-    try:
-      workers = [int(pid) for pid in parent.stdout.readline().split()]
-      assert len(workers) == 2 and all(map(is_running, workers))
-      for pid in workers:
-        os.kill(pid, signal.SIGTERM)
-        os.kill(pid, signal.SIGINT)
-      for _ in range(8):  # More than what was read ahead.
-        parent.stdin.write('next\n')
-        parent.stdin.flush()
-        assert int(parent.stdout.readline()) >= 0
-    finally:
-      parent.kill()
-  assert wait_for(lambda: not any(map(is_running, workers)))
 
 
 def test_without_workers_jax_and_grain_are_not_imported(root):

@@ -2,7 +2,7 @@
 
 import pytest
 
-from ssl_jax.data.shards import check_counts, file_name, put_in_place, records, writer
+from ssl_jax.data.shards import Records, check_counts, file_name, put_in_place, writer
 from ssl_jax.data.sources import DataError
 
 
@@ -18,7 +18,8 @@ def test_records_are_read_over_all_files(tmp_path):
   files = [shard(tmp_path / file_name('a', i, 2), *values)
            for i, values in enumerate(((b'x', b'yy'), (b'z',)))]
   assert files[0].endswith('a-00000-of-00002.array_record')
-  found = records(files)
+  found = Records(files, [2, 1])
+  assert found.name(1) == f'{files[0]}[1]' and found.name(2) == f'{files[1]}[0]'
   assert len(found) == 3 and [found[i] for i in (2, 0, 1)] == [b'z', b'x', b'yy']
   check_counts(files, [2, 1], 'notes')
 

@@ -28,6 +28,14 @@ MEMORIES = [Memory(), Memory(step=5), Memory(step=5, stalls=STALLS - 1), Memory(
 PAIRS = list(itertools.product(STATES, STATES))
 
 
+def test_a_run_that_is_stuck_is_said():
+  seen = Seen(Machine.READY, (Worker(Answer(0, 0, 0, ''), 'running', step=9, doing='step 12, saving',
+                                     still=700),))
+  decision = decide(seen, Memory(step=9))
+  assert decision.action == Action.WAIT
+  assert decision.why == 'running, step 9, no progress for 11 min (step 12, saving)'
+
+
 def worker(state, code=None, step=None, i=0):
   return Worker(Answer(0, i, None if state == 'lost' else 0, ''), state, code, step=step)
 

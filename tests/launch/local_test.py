@@ -87,6 +87,13 @@ sys.exit(42)'''
   assert process.returncode == 42 and out.count('got 1') == 3
 
 
+def test_arguments_arrive_unchanged():
+  odd = ['a b', '$HOME', '`id`', '"', "it's", '\\', ';', '#x', '*', '', 'ü😀', 'two\nlines', '%s']
+  code = f'import sys; sys.exit(sys.argv[1:] != {odd!r})'
+  places = local.environments(2, 1, '', 1)
+  assert local.Group().run((sys.executable, '-c', code, *odd), places) == 0
+
+
 def test_dry_run(launch):
   code, out, _ = launch('local', '--processes=2', '--devices=4', '--dry-run', '--', 'train',
                         '--config=c.py', '--workdir=a b')

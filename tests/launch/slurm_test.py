@@ -111,6 +111,16 @@ def test_usr1_saves_and_requeues_once(cluster, submitted):
     '-u', '-m', 'ssl_jax', *TRAIN[1:]]
 
 
+def test_arguments_arrive_unchanged(cluster):
+  odd = ['a b', '$HOME', '`id`', '"', "it's", '\\', ';', '#x', '*', '!', '', 'ü😀', 'two\nlines', '%s']
+  (cluster.folder / 'bin' / 'program').write_text(
+    '#!/bin/sh\nprintf "%s\\0" "$@" >"$FAKE_SLURM/arguments"\n')
+  assert slurm.main(['submit', *TRAIN, *odd]) == 0
+  output, _ = cluster.job(cluster.calls('sbatch')[0][0]).communicate(timeout=20)
+  words = (cluster.folder / 'arguments').read_text().split('\0')[:-1]
+  assert words == ['-u', '-m', 'ssl_jax', *TRAIN[1:], *odd], output
+
+
 def test_an_element_of_an_array_requeues_itself_alone(cluster, submitted):
   job = cluster.job(submitted(), SLURM_ARRAY_JOB_ID='9', SLURM_ARRAY_TASK_ID='3')
   cluster.started()

@@ -66,6 +66,21 @@ def test_a_run_by_hand(cloud, launch, small_checkout):
   assert 'nothing' in launch('tpu', 'status')[1]
 
 
+def test_a_lost_connection_does_not_end_the_run_and_others_find_it(cloud, launch, small_checkout):
+  cloud.play(dict(code=None, step=3), events=[dict(when='setsid nohup', drop=[0])])
+  for argv in (('create', 'demo', *MACHINE), ('setup', 'demo')):
+    assert launch('tpu', *argv)[0] == 0
+  code, _, err = launch('tpu', 'run', 'demo', *TRAIN)
+  assert code == 0 and err.count('once more') == 1
+  assert json.loads((cloud.folder / 'starts.demo.0.json').read_text()) == 1  # asked twice, started once
+  group = int((cloud.folder / 'vms/demo/0/ssl_jax_launch/run/group').read_text())
+  os.killpg(group, signal.SIGHUP)  # as the end of a session does
+  assert 'worker 0: running, attempt 1, checkpoint 3' in launch('tpu', 'status', 'demo')[1]
+  assert 'arguments ["train"' in launch('tpu', 'logs', 'demo')[1]
+  code, _, err = launch('tpu', 'stop', 'demo')
+  assert code == 0 and '[42]' in err
+
+
 def test_a_release_is_sent_as_it_was_tagged(cloud, launch, small_checkout):
   launch('tpu', 'create', 'demo', *MACHINE)
   assert launch('tpu', 'setup', 'demo', '--release=v0.1.0')[0] == 0
@@ -163,6 +178,14 @@ class TestMistakes:
                  ('babysit', 'demo'), ('delete', 'demo', '--yes')):
       code, _, err = launch('tpu', *argv)
       assert code == 2 and 'not on PATH' in err and 'install' in err
+
+  @pytest.mark.parametrize('argv', [
+    ('tpu', 'create', 'demo', *MACHINE), ('tpu', 'babysit', 'demo', *MACHINE, BUCKET, *TRAIN)])
+  def test_nowhere_to_keep_the_record(self, cloud, launch, monkeypatch, argv):
+    monkeypatch.setenv('SSL_JAX_LAUNCH_STATE', '/proc/state')
+    code, _, err = launch(*argv)
+    assert code == 2 and 'SSL_JAX_LAUNCH_STATE=' in err
+    assert not cloud.calls('queued-resources', 'create')
 
   def test_not_logged_in(self, cloud, launch):
     cloud.play(account='')

@@ -1,11 +1,14 @@
 """Answers of many workers on one stream, and the scripts that run there."""
 
+import json
+import os
 import random
 import subprocess
+import time
 
 import pytest
 
-from launch import worker
+from launch import machine, worker
 
 
 def printed(script: str, number: int, tmp_path) -> str:
@@ -64,6 +67,29 @@ def test_the_newest_checkpoint_is_a_complete_one(tmp_path):
   done = subprocess.run(['bash', '-c', worker.state(('train', "--workdir=it's here"))], text=True,
                         capture_output=True, env={'HOME': str(tmp_path), 'PATH': '/usr/bin:/bin'})
   assert 'step=10\n' in done.stdout and 'state=idle' in done.stdout
+
+
+@pytest.mark.parametrize('older, expected', [(60, ('step 12, saving', 40)), (-60, ('', 0))])
+def test_the_heartbeat_of_this_attempt(older, expected, tmp_path):
+  """30 s old, and it got on 10 s before that; one from before this attempt says nothing."""
+  home = tmp_path / 'ssl_jax_launch'
+  folder = home / 'checkout' / "it's here"
+  folder.mkdir(parents=True)
+  (home / 'run').mkdir()
+  (home / 'run' / 'attempt').write_text('3')
+  beat = folder / 'heartbeat.json'
+  now = time.time()
+  beat.write_text(json.dumps(dict(step=12, doing='saving', idle=10, time=round(now - 30))) + '\n')
+  os.utime(home / 'run' / 'attempt', (now - 100, now - 100))
+  os.utime(beat, (now - 100 + older, now - 100 + older))
+  done = subprocess.run(['bash', '-c', worker.state(('train', "--workdir=it's here"))], text=True,
+                        capture_output=True, env={'HOME': str(tmp_path), 'PATH': '/usr/bin:/bin'})
+  assert not done.stderr
+  found = dict(line.split('=', 1) for line in done.stdout.splitlines())
+  doing, still = machine._heartbeat(found)
+  assert doing == expected[0] and abs(still - expected[1]) < 20
+  for damaged in ('', '{"step": 1', '[]', '{"step": 1}'):
+    assert machine._heartbeat(dict(found, beat=damaged)) == ('', 0)
 
 
 def test_a_worker_that_knows_nothing(tmp_path):

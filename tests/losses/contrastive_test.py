@@ -200,14 +200,6 @@ def test_no_device_holds_a_square_of_the_global_batch(loss):
   assert not [shape for shape in shapes if np.prod(shape) >= (64 * views) ** 2]
 
 
-@pytest.mark.parametrize('loss', [nt_xent, info_nce])
-def test_degenerate_batches_are_finite(loss):
-  equal = np.ones((4, DIM), np.float32)
-  for z1, z2 in [(equal, equal), (np.zeros_like(equal), equal), (equal[:1], equal[:1])]:
-    value, grads = jax.value_and_grad(partial(loss, temperature=0.01), argnums=(0, 1))(z1, z2)
-    assert np.isfinite(value) and all(np.isfinite(g).all() for g in grads)
-
-
 def test_bfloat16_embeddings_are_rounded_once_and_summed_in_float32():
   z1, z2 = (jnp.asarray(z, jnp.bfloat16) for z in pair())
   value = nt_xent(z1, z2, temperature=T)

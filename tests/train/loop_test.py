@@ -70,6 +70,23 @@ def test_stop_ends_after_a_whole_step_and_reports_it():
   assert int(final.step) == 2 and reported == [0, 1]
 
 
+def test_a_signal_during_what_is_due_ends_before_the_next_batch():
+  log = []
+  final = fit(stepper(log), state(), numbered(log), steps=9, stop=lambda: 'evaluate 2' in log,
+              callbacks=[Every(2, record(log, 'evaluate'))])
+  assert int(final.step) == 2 and log[-1] == 'evaluate 2'
+
+
+def test_batches_end_early_only_where_that_was_asked_for():
+  log, reported = [], []
+  few = lambda: itertools.islice(numbered([]), 3)
+  final = fit(stepper(log), state(), few(), steps=9, stop=lambda: len(log) == 3 and not reported[2:],
+              report=lambda k, m: reported.append(k))
+  assert int(final.step) == 3 and reported == [0, 1, 2]
+  with pytest.raises(ValueError, match='ended before step 3 of 9'):
+    fit(stepper([]), state(), few(), steps=9)
+
+
 def test_giving_up_names_the_examples_and_keeps_the_state():
   log = []
   with pytest.raises(NonFiniteError, match='3 steps in a row') as caught:
