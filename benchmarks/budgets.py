@@ -90,10 +90,12 @@ def broken_promises(plan: Plan, config) -> list[str]:
   if reduced > (2.0 if text else 1.3) * gradient:
     found.append(f'{reduced / 1e6:.1f} MB are all-reduced, the gradient has {gradient / 1e6:.1f} MB: '
                  f'it is reduced more than once')
+  given = _given(plan)  # fused with a loss, the gradient of a matrix bears the loss's name
   for where, opcode, shape in _arrays(plan):
     if opcode == 'gather' and not text and where.startswith('views/'):
       found.append(f'a gather in the views: {where} {shape}')
-    if not text and where.startswith('losses/') and sum(n >= plan.batch_size for n in shape) > 1:
+    if not text and where.startswith('losses/') and shape not in given and (
+        sum(n >= plan.batch_size for n in shape) > 1):
       found.append(f'(global batch) x (global batch): {where} {shape}')
     if text and _is_logits(shape, config, plan):
       found.append(f'(tokens) x (vocabulary): {where} {shape}')
@@ -111,6 +113,13 @@ def _is_logits(shape: tuple[int, ...], config, plan: Plan) -> bool:
   """A row of the vocabulary, padded to lanes, for every position of a device's rows."""
   tokens, least = plan.batch_size // plan.target.devices * config.data.length, config.views.vocabulary
   return any(least <= n < least + 256 and math.prod(shape) // n >= tokens for n in shape)
+
+
+def _given(plan: Plan) -> set[tuple[int, ...]]:
+  """Shapes of the program's arguments."""
+  entry = plan.program.computations[plan.program.entry]
+  return {array.shape for one in entry.instructions.values() if one.opcode == 'parameter'
+          for array in one.arrays}
 
 
 def _arrays(plan: Plan) -> Iterator[tuple[str, str, tuple[int, ...]]]:

@@ -28,7 +28,7 @@ from ssl_jax.cli.compare import SWEEP
 from ssl_jax.cli.grid import Job, plan
 from ssl_jax.cli.options import Parser, fields, load_config, override
 from ssl_jax.cli.standings import finish, plain, read_json, state, write
-from ssl_jax.cli.train import FREE
+from ssl_jax.cli.starting import FREE
 from ssl_jax.schema import ConfigError
 from ssl_jax.train.checkpoint import Checkpoints
 from ssl_jax.train.metrics import duration

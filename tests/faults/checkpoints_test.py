@@ -25,7 +25,7 @@ from jax.sharding import NamedSharding, PartitionSpec
 
 import ssl_jax
 from ssl_jax import parallel, runs
-from ssl_jax.cli import lock, main
+from ssl_jax.cli import lock, main, recorder
 from ssl_jax.cli import train as command
 from ssl_jax.cli.lock import Lock
 from ssl_jax.schema import ConfigError
@@ -324,7 +324,7 @@ def test_18_a_background_failure_is_known_at_once_and_raised_once(tmp_path, monk
 
 def test_18_a_run_makes_up_for_a_failed_save_at_the_next_step(
     undisturbed, tmp_path, monkeypatch, caplog):
-  commit, write = manifest.commit, command.JsonLines.__call__
+  commit, write = manifest.commit, recorder.JsonLines.__call__
 
   def third_fails(arrays, content):
     full() if content['step'] == 3 else commit(arrays, content)
@@ -334,7 +334,7 @@ def test_18_a_run_makes_up_for_a_failed_save_at_the_next_step(
       time.sleep(0.01)
     write(writer, step, metrics)
 
-  monkeypatch.setattr(command.JsonLines, '__call__', wait_for_it)
+  monkeypatch.setattr(recorder.JsonLines, '__call__', wait_for_it)
   monkeypatch.setattr(manifest, 'commit', third_fails)
   assert here(tmp_path, *STEPS, '--config.checkpoint.keep=None') == 0
   # The metrics of step 4 are written while step 5 is on its way.

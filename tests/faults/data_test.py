@@ -19,8 +19,7 @@ import pytest
 from PIL import Image
 
 from ssl_jax import build, runs
-from ssl_jax.cli import explain, main
-from ssl_jax.cli import train as command
+from ssl_jax.cli import explain, main, starting
 from ssl_jax.cli.options import load_config, override
 from ssl_jax.data import corpora, folders, retries, token_sources
 from ssl_jax.data.array_records import Item, array_record, write_shards
@@ -354,21 +353,21 @@ def test_39_a_resume_with_other_data_is_refused_unless_allowed(photographs, tmp_
     config = override(load_config(DEMO), [*of_folder(photographs), *changes])
     return config, build.experiment(config)
 
-  saved = json.loads(json.dumps(command._metadata(*described())))
-  command._refuse_changes(*refusal(*described('--config.workers=2')), saved)  # changes nothing
+  saved = json.loads(json.dumps(starting.metadata(*described())))
+  starting.refuse_changes(*refusal(*described('--config.workers=2')), saved)  # changes nothing
   if change == 'a file more':
     Image.new('L', (30, 30), 200).save(photographs / '99.png')
   elif change == 'other bytes':
     Image.new('L', (90, 30), 200).save(photographs / '03.png')
   now = described(*[change] if change.startswith('--') else [])
   with pytest.raises(ConfigError) as caught:
-    command._refuse_changes(*refusal(*now), saved)
+    starting.refuse_changes(*refusal(*now), saved)
   assert words in str(caught.value) and '--allow_changes' in str(caught.value)
-  command._refuse_changes(*refusal(*now, allow_changes=True), saved)
+  starting.refuse_changes(*refusal(*now, allow_changes=True), saved)
 
 
 def refusal(config, experiment, **options):
-  return config, command.Options(pathlib.Path('run'), **options), experiment
+  return config, starting.Options(pathlib.Path('run'), **options), experiment
 
 
 def test_39_another_tokenizer_or_text_is_named(tmp_path):
