@@ -1,9 +1,10 @@
 """Contrastive losses at pod scale, compiled for TPU slices on a machine without one.
 
-  python -m benchmarks.contrastive_memory            (needs the extra [plan]: libtpu)
+  python -m benchmarks.contrastive_memory [CLIP-1048576-ring ...]      (needs the extra [plan]: libtpu)
 
 Value and gradient in bfloat16. HBM temporaries and VMEM are per device, of the optimised program; FLOPs
-are those of the formula's products, loops counted with their trips, beside one forward product.
+are those of the formula's products, loops counted with their trips, beside one forward product. Arguments choose
+cases, by parts of their names: loss-rows-implementation.
 """
 
 import re
@@ -76,12 +77,11 @@ CASES = [
 
 
 def main(argv: list[str]) -> None:
-  wanted = argv[0] if argv else ''
   print('| loss | rows of a view | D | slice | implementation | HBM temporaries | arrays in VMEM | '
         'arguments and results | collectives in the program | compiled in |')
   print('|' + '---|' * 10)
   for name, topology, shape, rows, dim, implementation in CASES:
-    if wanted not in f'{name}-{implementation}':
+    if not any(part in f'{name}-{rows}-{implementation}' for part in argv or ['']):
       continue
     mesh = mesh_of(topology, shape)
     loss = (partial(nt_xent, temperature=.1, implementation=implementation) if name == 'NT-Xent'

@@ -76,6 +76,7 @@ def test_two_processes_equal_one(alone, tmp_path):
                                atol=1e-3)
 
 
+@pytest.mark.slow
 def test_hosts_whose_devices_interleave(alone, tmp_path):
   """On real slices a host has no contiguous block of rows."""
   both = [result[SIMCLR] for result in train(tmp_path, 2, '01452367', [SIMCLR])]

@@ -44,6 +44,7 @@ def finetune(*words) -> int:
   return main(['finetune', *words])
 
 
+@pytest.mark.slow
 def test_wordnet_beside_a_random_encoder(run, capsys):
   assert finetune(f'--workdir={run}', '--task=wordnet', '--examples=96', '--baseline', '--epochs=1',
                   '--learning_rates=1e-3,3e-3', CACHE) == 0

@@ -114,6 +114,7 @@ def test_init_from_takes_weights_only(undisturbed, tmp_path, capsys):
   assert 'no subtree' in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_profile_writes_a_trace(tmp_path):
   assert train(tmp_path, '--config.steps=4', '--profile=2:3') == 0
   assert list((tmp_path / 'profile').rglob('*.xplane.pb'))

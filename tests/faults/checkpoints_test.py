@@ -527,6 +527,7 @@ def test_21_eight_devices_restore_on_others_bit_for_bit(tmp_path, devices):
   assert len(kernel.addressable_shards) == devices
 
 
+@pytest.mark.slow
 def test_21_a_run_goes_on_from_eight_devices_to_four_to_one(tmp_path):
   """The same examples, and the loss of five steps to 1e-5."""
   config = runs.read_config(RELEASE)
