@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
   ours, program = options.split(argv)
   args = _parser().parse_args(ours)
   world = commands.dry() if args.dry_run else commands.real()
-  options.check_program(program)
+  options.check_program(program, restarts=True)
   job = _job(args, program)
   if not world.dry:
     commands.need('sbatch')

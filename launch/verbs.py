@@ -311,7 +311,7 @@ def babysit(world: World, args, program) -> int:
     new = known is None
     known = _new(world, args) if new else _agreeing(known, args)
     known = known._replace(arguments=program or known.arguments)
-    options.check_program(known.arguments)
+    options.check_program(known.arguments, restarts=True)
     _check_workdir(known, known.arguments, lasting=True)
     if new:
       world.say(parse(known.accelerator).describe(known.slices) + f', {known.capacity}')

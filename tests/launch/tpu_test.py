@@ -319,6 +319,13 @@ class TestBabysit:
     code, _, err = launch('tpu', 'babysit', 'demo', '--', 'train', '--config=d.py', '--workdir=runs/d')
     assert code == 2 and 'is running' in err
 
+  @pytest.mark.parametrize('never', [['--resume=never'], ['--resume', 'never']])
+  def test_a_program_that_would_start_over_is_refused(self, cloud, launch, never):
+    cloud.record()
+    code, _, err = launch('tpu', 'babysit', 'demo', '--', 'train', '--config=d.py',
+                          '--workdir=runs/d', *never)
+    assert code == 2 and 'start over after every preemption' in err
+
   def test_after_a_fix_it_starts_afresh(self, cloud, launch):
     cloud.play(dict(code=1), dict(code=0))
     cloud.record()
