@@ -3,8 +3,8 @@
   python -m benchmarks.contrastive_memory [CLIP-1048576-ring ...]      (needs the extra [plan]: libtpu)
 
 Value and gradient in bfloat16. HBM temporaries and VMEM are per device, of the optimised program; FLOPs
-are those of the formula's products, loops counted with their trips, beside one forward product. Arguments choose
-cases, by parts of their names: loss-rows-implementation.
+are those of the formula's products, loops counted with their trips, beside one forward product.
+Arguments choose cases, by parts of their names: loss-rows-implementation.
 """
 
 import re

@@ -125,6 +125,11 @@ def over(mesh: Mesh, axes: AxisName = None) -> Placement:
   return Placement(mesh=mesh, axes=batch_axes(mesh) if axes is None else axes)
 
 
+def varying(x: jax.Array) -> frozenset[str]:
+  """Axes of an enclosing shard_map (check_vma=True) over which `x` differs."""
+  return jax.typeof(x).manual_axis_type.varying
+
+
 # --- views of one example -------------------------------------------------------------------------
 
 

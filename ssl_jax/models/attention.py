@@ -16,7 +16,7 @@ from jax.sharding import Mesh, PartitionSpec
 
 from ssl_jax.models.dropout import Drop
 from ssl_jax.models.fused_attention import fits, fused_attention
-from ssl_jax.parallel import batch_axes
+from ssl_jax.parallel import batch_axes, varying
 from ssl_jax.types import Mode
 
 IMPLEMENTATIONS = ('auto', 'plain', 'xla', 'cudnn', 'splash', 'fused')
@@ -83,15 +83,18 @@ def _best(q, k, drops: bool, mode: Mode) -> str:
   # Tracing cuDNN's asks for it, which is only where a GPU is: programs compiled elsewhere go without.
   if not drops and half and jax.default_backend() == 'gpu':
     return 'cudnn'
-  if mode.mesh is None and mode.axis_name is None or q.shape != k.shape or q.dtype == jnp.float64:
+  placed = mode.mesh is not None or mode.axis_name is not None
+  if not placed or q.shape != k.shape or q.dtype not in (jnp.bfloat16, jnp.float32):
     return 'plain'
   device = jax.devices()[0] if mode.mesh is None else mode.mesh.devices.flat[0]
   if device.platform != 'tpu' or device.device_kind in OLD:
     return 'plain'
+  if varying(q):  # kernels do not say what varies
+    return 'plain'
   length = q.shape[1]
   if not drops and length >= SPLASH_LENGTH and length % 128 == 0:
     return 'splash'
-  return 'fused' if fits(length, drops) else 'plain'
+  return 'fused' if fits(q, drops) else 'plain'
 
 
 def _mask(q, k, segments, causal, window) -> jax.Array | None:

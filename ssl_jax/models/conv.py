@@ -17,6 +17,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
 
+from ssl_jax.parallel import varying
+
 DIMENSIONS = ('NHWC', 'HWIO', 'NHWC')
 # A band's im2col matrix should stay in the cache: 1 to 8 MiB were equally fast, 36 MiB took 1.5
 # times as long, 144 MiB twice (the case above, two cores).
@@ -51,8 +53,8 @@ def conv_general_dilated(lhs, rhs, window_strides, padding, lhs_dilation=None, r
   if cropped or feature_group_count != 1 or any(dilation != 1 for dilation in dilations):
     return plain()
   window = Window(tuple(window_strides), tuple(map(tuple, padding)), precision)
-  varying = _varying(lhs) | _varying(rhs)
-  return _conv(_vary(lhs, varying), _vary(rhs, varying), window)
+  axes = varying(lhs) | varying(rhs)
+  return _conv(_vary(lhs, axes), _vary(rhs, axes), window)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2,))
@@ -103,18 +105,13 @@ def _kernel_gradient(x: jax.Array, kernel: jax.Array, g: jax.Array, window: Wind
     return total + product, None
 
   total = jnp.zeros((height * width * channels, features), jnp.promote_types(g.dtype, jnp.float32))
-  total, _ = lax.scan(add_band, _vary(total, _varying(g)), jnp.arange(rows // band))
+  total, _ = lax.scan(add_band, _vary(total, varying(g)), jnp.arange(rows // band))
   return total.reshape(kernel.shape).astype(kernel.dtype)
-
-
-def _varying(x: jax.Array) -> frozenset:
-  """Axes of an enclosing shard_map (check_vma=True) over which `x` differs."""
-  return jax.typeof(x).manual_axis_type.varying
 
 
 def _vary(x: jax.Array, axes: frozenset) -> jax.Array:
   """Marks `x` as differing over `axes`; the transpose sums its gradient over them."""
-  missing = tuple(sorted(axes - _varying(x)))
+  missing = tuple(sorted(axes - varying(x)))
   return lax.pcast(x, missing, to='varying') if missing else x
 
 

@@ -18,10 +18,10 @@ from jax.experimental.pallas import tpu as pltpu
 from ssl_jax.models.dropout import QUARTERS, Drop, kept
 
 LANES = 128
-# A block of 128 rows keeps the matrix unit busy; this many weights of one head are in work at once,
-# and this many bytes of an operand: with all copies they fit the 16 MiB that a kernel may use.
-ROWS, WEIGHTS, BLOCK = 128, 1 << 16, 160 << 10
-LONGEST = 2048
+# A chunk of 128 rows keeps the matrix unit busy; this many weights of one head are in work at once. A
+# program takes more heads while an operand's block has no more than PREFERRED bytes. With MOST, all
+# copies still fit the 16 MiB that a kernel may use.
+ROWS, WEIGHTS, PREFERRED, MOST = 128, 1 << 16, 160 << 10, 512 << 10
 ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 
 
@@ -45,9 +45,12 @@ class Shape(NamedTuple):
   segmented: bool
 
 
-def fits(length: int, drop: bool) -> bool:
-  """Whether the kernels take rows of this length."""
-  return length <= LONGEST and _chunk(length, drop) > 0
+def fits(q: jax.Array, drop: bool) -> bool:
+  """Whether the kernels take q, k and v like this one: the lengths that `fused_attention` names, in
+  blocks that are small enough."""
+  _, length, heads, depth = q.shape
+  block = length * _together(length, heads, depth) * depth * q.dtype.itemsize
+  return _chunk(length, drop) > 0 and block <= MOST
 
 
 def fused_attention(q, k, v, *, segments=None, causal=False, window=None, drop: Drop | None = None):
@@ -57,10 +60,10 @@ def fused_attention(q, k, v, *, segments=None, causal=False, window=None, drop: 
     ValueError: rows of a length that the kernels do not take.
   """
   batch, length, heads, depth = q.shape
-  if q.shape != k.shape or not fits(length, drop is not None):
-    raise ValueError(f'fused attention needs as many keys as queries, at most 256 or a multiple of 128 '
-                     f'up to {LONGEST}, with dropout a multiple of 64; not {length} queries and '
-                     f'{k.shape[1]} keys')
+  if q.shape != k.shape or not fits(q, drop is not None):
+    raise ValueError('fused attention needs as many keys as queries, at most 256 or a multiple of '
+                     f'128, with dropout a multiple of 64, and blocks of {MOST >> 10} KiB at most; not '
+                     f'{length} queries and {k.shape[1]} keys of {heads} heads of {depth}')
   shape = Shape(batch, length, heads, depth, _together(length, heads, depth),
                 _chunk(length, drop is not None), causal, window, drop and drop.rate,
                 segments is not None)
@@ -84,7 +87,7 @@ def _chunk(length: int, drop: bool) -> int:
 def _together(length: int, heads: int, depth: int) -> int:
   """The most heads whose columns are whole lanes and whose blocks are small enough."""
   whole = [n for n in range(1, heads + 1) if heads % n == 0 and (n * depth % LANES == 0 or n == heads)]
-  small = [n for n in whole if 2 * length * n * depth <= BLOCK]
+  small = [n for n in whole if 2 * length * n * depth <= PREFERRED]
   return max(small, default=min(whole))
 
 

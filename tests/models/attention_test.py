@@ -105,7 +105,7 @@ def test_wrong_arguments_are_refused():
     attention(q, k, v, implementation='flash')
   with pytest.raises(ValueError, match='multiple of 128, not 6'):
     attention(q, k, v, implementation='splash')
-  with pytest.raises(ValueError, match='with dropout a multiple of 64; not 6 queries and 6 keys'):
+  with pytest.raises(ValueError, match='a multiple of 64, .* not 6 queries and 6 keys'):
     attention(q, k, v, drop=DROP, implementation='fused')
   with pytest.raises(ValueError, match='not 5 queries and 6 keys'):
     attention(q[:, :5], k, v, implementation='fused')
@@ -224,16 +224,21 @@ def test_kernels_on_several_tpus_move_nothing_between_them():
 
 def test_auto_is_plain_where_no_kernel_is_known_to_do():
   """On CPUs, for lengths that no kernel takes, and where nothing tells how rows lie."""
-  def calls(length, mesh, drop=False):
-    q = jax.ShapeDtypeStruct((4, length, 1, 64), jnp.bfloat16)
+  def calls(length, mesh, drop=False, heads=2):
+    q = jax.ShapeDtypeStruct((4, length, heads, 64), jnp.bfloat16)
     traced = jax.make_jaxpr(partial(attention, implementation='auto', mode=Mode(mesh=mesh),
                                     drop=drop_of(4) if drop else None))(q, q, q)
     return 'pallas_call' in str(traced)
 
   pytest.importorskip('libtpu')
   tpu = make_mesh({'data': 4}, compiler.devices(parse('v5e-4')))
+  rows = PartitionSpec('data')
+  checked = jax.shard_map(lambda q: attention(q, q, q, implementation='auto', mode=Mode(mesh=tpu)),
+                          mesh=tpu, in_specs=rows, out_specs=rows)
+  assert 'pallas_call' not in str(jax.make_jaxpr(checked)(jnp.ones((4, 512, 1, 64))))
   assert calls(512, tpu) and calls(512, tpu, drop=True) and calls(197, tpu) and calls(1024, tpu)
   assert not calls(300, tpu) and not calls(197, tpu, drop=True) and not calls(4096, tpu, drop=True)
+  assert calls(197, tpu, heads=3) and not calls(1024, tpu, drop=True, heads=25)  # GPT-2 XL's
   old = make_mesh({'data': 8}, compiler.devices(parse('v3-8')))
   assert not calls(512, old) and not calls(1024, old)
   assert not calls(512, None) and not calls(512, make_mesh({'data': 4}, jax.devices()[:4]))
