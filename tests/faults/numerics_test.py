@@ -88,7 +88,8 @@ def poisoned(on_batch) -> Method:
 
   def loss(params, state, batch, **options):
     scale = params['backbone']['Conv_0']['kernel']
-    scale = jax.vmap(lambda amount: poison(scale, amount))(batch['poison'])
+    amounts = batch['poison']
+    scale = jax.vmap(poison)(jnp.broadcast_to(scale, (len(amounts), *scale.shape)), amounts)
     backbone = {**params['backbone'], 'Conv_0': {'kernel': jnp.mean(scale, axis=0)}}
     return method.loss({**params, 'backbone': backbone}, state, batch, **options)
 
