@@ -29,6 +29,9 @@ AGAIN, CONFIGURATION, DATA, NUMERICS = 42, 2, 3, 4
 def main(argv: list[str] | None = None) -> int:
   """Runs one command and returns its exit code."""
   argv = sys.argv[1:] if argv is None else argv
+  for stream in (sys.stdout, sys.stderr):  # one that knows no ± must not end a command
+    if hasattr(stream, 'reconfigure'):
+      stream.reconfigure(errors='backslashreplace')
   parser = argparse.ArgumentParser(
     prog='python -m ssl_jax', description='Self-supervised pretraining in JAX.',
     epilog='`python -m ssl_jax COMMAND --help` tells more.', allow_abbrev=False)
