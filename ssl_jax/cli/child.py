@@ -2,14 +2,13 @@
 
 import fcntl
 import pathlib
-import signal
 import subprocess
 
 from ssl_jax.cli import AGAIN
+from ssl_jax.cli.process import listen, restore
 from ssl_jax.schema import ConfigError
 
 LOCK = 'sweep.lock'
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Child:
@@ -32,14 +31,11 @@ class Child:
       self._lock.close()
       raise ConfigError(f'another sweep, or a run that one left, is at work in {self._folder}; wait '
                         'for it or stop it') from error
-    for number in SIGNALS:
-      if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-        self._before[number] = signal.signal(number, self._handle)
+    self._before = listen(self._handle)
     return self
 
   def __exit__(self, *exception) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
+    restore(self._before)
     self._lock.close()
 
   def __call__(self, arguments: list[str]) -> int:

@@ -12,6 +12,7 @@ from jax.extend.core import ClosedJaxpr, Jaxpr
 import ssl_jax
 from ssl_jax import build
 from ssl_jax.parallel import batch_axes, path_name
+from ssl_jax.plan.arithmetic import inner_programs
 from ssl_jax.plan.compiler import size_on_a_device
 from ssl_jax.schema import ConfigError, find, plain, signature
 from ssl_jax.train.step import Program
@@ -77,9 +78,7 @@ def _of_step(program: Program, rows: int, shards: int) -> list[Piece]:
 def _computed(jaxpr: ClosedJaxpr | Jaxpr, whole: bool = True) -> Iterator[tuple[Any, str, bool]]:
   """(array, where it is computed, whether its shape is that of the global array)."""
   for equation in jaxpr.eqns:
-    inner = [item for value in equation.params.values()
-             for item in (value if isinstance(value, (tuple, list)) else (value,))
-             if isinstance(item, (ClosedJaxpr, Jaxpr))]
+    inner = inner_programs(equation.params)
     for one in inner:
       yield from _computed(one, whole and equation.primitive.name != 'shard_map')
     if not inner:

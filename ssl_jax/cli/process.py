@@ -16,7 +16,19 @@ BACKGROUND = 'ssl_jax_background'  # threads that Python can neither stop nor wa
 # --- signals --------------------------------------------------------------------------------------
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 EARLY = 'before the first step: there is nothing to save'
+
+
+def listen(handler: Callable) -> dict:
+  """Lets `handler` hear the SIGNALS that are not ignored (nohup); what did so before."""
+  return {number: signal.signal(number, handler) for number in SIGNALS
+          if signal.getsignal(number) != signal.SIG_IGN}
+
+
+def restore(before: dict) -> None:
+  for number, handler in before.items():
+    signal.signal(number, handler)
 
 
 class Stopped(BaseException):
@@ -34,14 +46,11 @@ class StopOnSignal:
     self._count, self._deferred, self._before = 0, False, {}
 
   def __enter__(self) -> 'StopOnSignal':
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-      if signal.getsignal(number) != signal.SIG_IGN:  # nohup
-        self._before[number] = signal.signal(number, self._handle)
+    self._before = listen(self._handle)
     return self
 
   def __exit__(self, *exception) -> None:
-    for number, handler in self._before.items():
-      signal.signal(number, handler)
+    restore(self._before)
 
   def __call__(self) -> bool:
     """Asked in every loop; of several processes equally often by all, see `hosts.StopTogether`."""

@@ -57,12 +57,12 @@ def fused_attention(q, k, v, *, segments=None, causal=False, window=None, drop: 
   """See `attention`: q, k, v [B, T, heads, D], on one device.
 
   Raises:
-    ValueError: rows of a length that the kernels do not take.
+    ValueError: rows of a length that the kernels do not take, or too many columns for on-chip memory.
   """
   batch, length, heads, depth = q.shape
   if q.shape != k.shape or not fits(q, drop is not None):
     raise ValueError('fused attention needs as many keys as queries, at most 256 or a multiple of '
-                     f'128, with dropout a multiple of 64, and blocks of {MOST >> 10} KiB at most; not '
+                     f'16, with dropout a multiple of 64, and blocks of {MOST >> 10} KiB at most; not '
                      f'{length} queries and {k.shape[1]} keys of {heads} heads of {depth}')
   shape = Shape(batch, length, heads, depth, _together(length, heads, depth),
                 _chunk(length, drop is not None), causal, window, drop and drop.rate,

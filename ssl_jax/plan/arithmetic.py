@@ -96,7 +96,7 @@ def _equation_flops(equation, used: Sequence[bool], platform: str) -> float:
   return times * sum(
     traced_flops(inner, used if used and len(used) == len(_results(inner)) else None,
                  platform=platform)
-    for inner in _inner(params))
+    for inner in inner_programs(params))
 
 
 def _branches(params: dict[str, Any], platform: str) -> Sequence[Any]:
@@ -112,7 +112,7 @@ def _results(jaxpr) -> Sequence[Any]:
   return getattr(jaxpr, 'jaxpr', jaxpr).outvars
 
 
-def _inner(params: dict[str, Any]) -> list[Any]:
+def inner_programs(params: dict[str, Any]) -> list[Any]:
   """The programs within an equation: of a call, a loop, a rule of differentiation."""
   found = []
   for value in params.values():
